@@ -1,0 +1,289 @@
+"""The frozen dataclasses that flow between the stages.
+
+``Traced → Analysis → Groups (Inspection) → Votes → Plan → Rewritten → Growth``.
+The dataclasses of the first two stages live beside their code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+Role = Literal["producer", "norm", "per_unit", "consumer"]
+Unit = Literal["neurons", "params", "flops"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a group can't grow.
+
+    Attributes
+    ----------
+    code : str
+        Stable identifier, e.g. ``"output"``, ``"layer_norm"``, ``"unknown_op"``.
+    message : str
+        One sentence for people.
+    node : str
+        Name of the graph node at which it happens.
+    source : str
+        ``file:line`` of the user's code, or ``""``.
+    """
+
+    code: str
+    message: str
+    node: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One axis of one tensor that a group's units have slices in.
+
+    Attributes
+    ----------
+    tensor : str
+        Dotted name of the parameter or buffer (its first name when shared).
+    dim : int
+        The axis.
+    role : {"producer", "norm", "per_unit", "consumer"}
+        ``producer``: rows that compute the unit (fresh when new);
+        ``norm``: entries of a normalisation, running statistics included;
+        ``per_unit``: other entries (LayerScale, PReLU, tables);
+        ``consumer``: columns that read the unit (zero when new).
+    positions : numpy.ndarray of int64, shape ``(width, slices_per_unit)``
+        Which indices along ``dim`` belong to each unit, units in group order.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    positions: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that are alike: one width of the network.
+
+    ``width`` and additions are in units; a unit costs ``rows_per_unit`` neurons.
+    ``params_per_unit`` (elements) and ``flops_per_unit`` (2 per multiply-add on the
+    example inputs) hold while all other groups keep their width.
+    """
+
+    name: str
+    width: int
+    multiple_of: int
+    rows_per_unit: int
+    params_per_unit: int
+    flops_per_unit: int
+    layers: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    reason: Reason | None = None
+
+    @property
+    def growable(self) -> bool:
+        """Whether nothing keeps the group from growing."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """An operation without a rule: what it touches is frozen."""
+
+    op: str
+    count: int
+    node: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Outcome of a vote (paper section SVoD).
+
+    Attributes
+    ----------
+    values : dict of str to numpy.ndarray, shape ``(candidates,)``
+        Mean dL/dy of every candidate of every group; negative is good.
+    counts : dict of str to int
+        How many of the K steepest candidates belong to each group.
+    noise : dict of str to float
+        Standard deviation of a group's count over batches or draws.
+    """
+
+    values: Mapping[str, np.ndarray]
+    counts: Mapping[str, int]
+    noise: Mapping[str, float] = field(default_factory=dict)
+    distributor: str = "svod"
+    budget: float = 0.0
+    unit: Unit = "neurons"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many units each group gains.
+
+    Attributes
+    ----------
+    additions : dict of str to int
+        Group name to units (> 0, multiples of the group's ``multiple_of``).
+    spent : int
+        Cost of the additions in ``unit``; never more than ``budget``.
+    unspent_reason : str
+        Why something of the budget is left (empty when nothing is).
+    """
+
+    additions: Mapping[str, int]
+    budget: float = 0.0
+    unit: Unit = "neurons"
+    spent: int = 0
+    unspent_reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisMap:
+    """Where an axis' old entries went.
+
+    Attributes
+    ----------
+    size : int
+        New size of the axis.
+    old : numpy.ndarray of int64, shape ``(old_size,)``
+        New position of every old position (strictly increasing).
+    """
+
+    size: int
+    old: np.ndarray
+
+    @property
+    def new(self) -> np.ndarray:
+        """Positions that hold new entries, ascending, shape ``(size - old_size,)``."""
+        mask = np.ones(self.size, dtype=bool)
+        mask[self.old] = False
+        return np.flatnonzero(mask)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexMap:
+    """tensor name → dim → :class:`AxisMap`; tensors not named kept their shape."""
+
+    axes: Mapping[str, Mapping[int, AxisMap]]
+
+    def apply(self, name: str, old: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+        """Spread ``old`` (a weight, gradient or moment) over the new shape.
+
+        Entries without an old counterpart hold ``fill``. Dtype and device are kept.
+        """
+        axes = self.axes.get(name)
+        if not axes:
+            return old.clone()
+        shape = list(old.shape)
+        for dim, axis in axes.items():
+            shape[dim] = axis.size
+        new = old.new_full(shape, fill)
+        new[self.region(name, old)] = old
+        return new
+
+    def region(self, name: str, like: torch.Tensor) -> tuple[Any, ...]:
+        """Index of the old entries inside the new tensor (``new[region] == old``)."""
+        import torch
+
+        axes = self.axes.get(name, {})
+        if len(axes) == 1:  # one axis: a cheap single-axis index
+            (dim, axis), *_ = axes.items()
+            return (*(slice(None),) * dim, torch.from_numpy(axis.old).to(like.device))
+        grid: list[Any] = []
+        for dim, size in enumerate(like.shape):
+            pos = axes[dim].old if dim in axes else np.arange(size)
+            view = [1] * like.ndim
+            view[dim] = size
+            grid.append(torch.from_numpy(pos).to(like.device).reshape(view))
+        return tuple(grid)
+
+
+@dataclass(frozen=True, eq=False)
+class GrownSlot:
+    """A :class:`Slot` after growth: positions along ``dim`` of the *new* tensor.
+
+    ``old`` has shape ``(width, slices)``, ``new`` has shape ``(added, slices)``.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    old: np.ndarray
+    new: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class GrownGroup:
+    """One group after growth: what SWE and SVoD need to know of it.
+
+    ``recipe`` is how new units were filled: ``"fresh"`` (producers random, consumers
+    zero) or ``"copies"`` (exact copies of all units, consumers split).
+    """
+
+    name: str
+    width: int
+    added: int
+    slots: tuple[GrownSlot, ...]
+    recipe: str = "fresh"
+
+
+@dataclass(frozen=True, eq=False)
+class Rewritten:
+    """A widened module and how it came about. Old entries hold their old values."""
+
+    module: torch.nn.Module
+    index_map: IndexMap
+    groups: tuple[GrownGroup, ...]
+    edits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Outcome of the partition check and the numeric check.
+
+    ``eval_error`` and ``train_error`` are the largest differences of old and new
+    outputs, relative to the largest absolute old output.
+    """
+
+    eval_error: float
+    train_error: float
+    partition: bool
+    tolerance: float
+    dtype: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the function was kept."""
+        worst = max(self.eval_error, self.train_error)
+        return self.partition and worst <= self.tolerance
+
+
+@dataclass(frozen=True, eq=False)
+class Growth:
+    """What :func:`fxgrow.widen` and :func:`fxgrow.expand` return."""
+
+    module: torch.nn.Module
+    plan: Plan
+    votes: Votes | None
+    index_map: IndexMap
+    verification: Verification | None
+    report: Mapping[str, Any]
+    groups: tuple[GrownGroup, ...] = ()
+
+    def save(self, path: str) -> None:
+        """Write the grown weights and the plan to one ``.safetensors`` file."""
+        from .io import save
+
+        save(self, path)
+
+
+Loss = "Callable[[Any, Any], torch.Tensor] | str | None"
