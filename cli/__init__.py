@@ -1,0 +1,1 @@
+"""The command line of fxgrow; installed as ``fxgrow_cli``."""
