@@ -1,0 +1,214 @@
+"""Analysis: run a traced graph once under label propagation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from . import rules
+from .errors import DataError, TraceError
+from .propagate import _KEY, LabelMode, Propagation, Value
+from .trace import FAILURES, Inputs, Traced, no_fast_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+
+class Executor:
+    """Runs graph nodes one by one; ``values`` holds what has been computed."""
+
+    def __init__(self, root: nn.Module, inputs: Inputs, values: dict[fx.Node, Any] | None = None) -> None:
+        self.root = root
+        self.inputs = inputs
+        self.values: dict[fx.Node, Any] = {} if values is None else values
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self._position = 0
+
+    def run(self, nodes: Iterable[fx.Node]) -> None:
+        """Compute ``nodes`` in order (their inputs must be known)."""
+        for node in nodes:
+            self.values[node] = self.compute(node)
+
+    def load(self, args: Any) -> Any:
+        """Replace nodes in ``args`` by their values."""
+        return fx.node.map_arg(args, self.values.__getitem__)
+
+    def compute(self, node: fx.Node) -> Any:
+        """Value of one node."""
+        return getattr(self, node.op)(node)
+
+    def placeholder(self, node: fx.Node) -> Any:
+        """Example input, or the argument's default."""
+        places = [n for n in node.graph.nodes if n.op == "placeholder"]
+        position = places.index(node)
+        name = str(node.target)
+        if name.startswith("*"):
+            raise DataError(f"the model's forward takes {name}; wrap it in a module with named arguments")
+        if position < len(self.inputs.args):
+            return self.inputs.args[position]
+        if name in self.inputs.kwargs:
+            return self.inputs.kwargs[name]
+        if node.args:
+            return node.args[0]
+        raise DataError(f"example_inputs lack the model's argument {name!r}")
+
+    def get_attr(self, node: fx.Node) -> Any:
+        """Parameter, buffer or constant of the root."""
+        value: Any = self.root
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
+
+    def call_module(self, node: fx.Node) -> Any:
+        """Run a leaf module."""
+        return self.modules[str(node.target)](*self.load(node.args), **self.load(node.kwargs))
+
+    def call_function(self, node: fx.Node) -> Any:
+        """Run a function."""
+        return node.target(*self.load(node.args), **self.load(node.kwargs))  # type: ignore[operator]
+
+    def call_method(self, node: fx.Node) -> Any:
+        """Run a tensor method."""
+        head, *rest = self.load(node.args)
+        return getattr(head, str(node.target))(*rest, **self.load(node.kwargs))
+
+    def output(self, node: fx.Node) -> Any:
+        """Return the graph's output."""
+        return self.load(node.args[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A traced model and what label propagation learned of it.
+
+    ``planes`` maps every graph node to the planes of its output (nested as the
+    output is), for patching sizes.
+    """
+
+    traced: Traced
+    state: Propagation
+    names: dict[str, torch.Tensor]
+    planes: dict[fx.Node, Any]
+
+
+class LabelExecutor(Executor):
+    """Executor that tells the propagation where it is and keeps the planes."""
+
+    def __init__(self, root: nn.Module, inputs: Inputs, state: Propagation) -> None:
+        super().__init__(root, inputs)
+        self.state = state
+        self.planes: dict[fx.Node, Any] = {}
+
+    def compute(self, node: fx.Node) -> Any:
+        """Value of one node; its planes are written down."""
+        self.state.site = node
+        try:
+            value = super().compute(node)
+        except FAILURES as error:
+            raise DataError(_failure(node, error)) from error
+        self.planes[node] = fx.node.map_aggregate(value, self._note)
+        return value
+
+    def placeholder(self, node: fx.Node) -> Any:
+        """Mark inputs as live: they are the user's, and carry no labels."""
+        return fx.node.map_aggregate(super().placeholder(node), _live)
+
+    def output(self, node: fx.Node) -> Any:
+        """Freeze what reaches the output: it is the user's interface."""
+        value = super().output(node)
+        flat: list[torch.Tensor] = []
+        _walk(value, flat)
+        for tensor in flat:
+            self.state.freeze(self.state.planes(tensor), "output", "output")
+        return value
+
+    def _note(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        known = value.__dict__.get(_KEY)
+        if known is None:
+            known = Value()
+        return Noted(tuple(value.shape), known.planes)
+
+
+@dataclass(frozen=True, eq=False)
+class Noted:
+    """Shape and planes of a node's output."""
+
+    shape: tuple[int, ...]
+    planes: tuple[Any, ...]
+
+
+def _walk(value: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(value, torch.Tensor):
+        found.append(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _walk(item, found)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _walk(item, found)
+
+
+def _live(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        value.__dict__[_KEY] = Value(live=True)
+    return value
+
+
+def _failure(node: fx.Node, error: BaseException) -> str:
+    where = node.meta.get("source") or "the graph"
+    return f"the model does not run on the example inputs: {error} (node {node.name}, {where}); check their shapes and types"
+
+
+def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by their first name."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def analyse(traced: Traced) -> Analysis:
+    """Propagate labels through the graphs of both modes.
+
+    Raises
+    ------
+    DataError
+        When the model does not run on the example inputs.
+    """
+    names = tensor_names(traced.root)
+    state = Propagation({id(t): name for name, t in names.items()})
+    planes: dict[fx.Node, Any] = {}
+    for mode, graph in traced.distinct:
+        planes.update(propagate(traced, mode, graph, state))
+    state.book.settle()
+    return Analysis(traced, state, names, planes)
+
+
+def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) -> dict[fx.Node, Any]:
+    """Run one graph in one mode; return the planes of its nodes."""
+    root = traced.root
+    modes = {m: m.training for m in root.modules()}
+    versions = [(p, p._version) for p in root.parameters()]
+    root.train(mode == "train")
+    executor = LabelExecutor(root, traced.inputs, state)
+    try:
+        with no_fast_path(), torch.no_grad(), torch.random.fork_rng(devices=[]), LabelMode(state, rules):
+            executor.run(graph.nodes)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        executor.values.clear()
+    if any(p._version != version for p, version in versions):
+        raise TraceError("the model's forward writes into its own parameters; it can't be analysed without changing it")
+    return executor.planes

@@ -1,0 +1,94 @@
+"""Composite functions of torch written out, so that the sizes inside can grow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+
+def attention_forward(
+    query: Any,
+    key: Any,
+    value: Any,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Any,
+    in_proj_bias: Any,
+    bias_k: Any,
+    bias_v: Any,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Any,
+    out_proj_bias: Any,
+    training: bool = True,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Any = None,
+    k_proj_weight: Any = None,
+    v_proj_weight: Any = None,
+    static_k: Any = None,
+    static_v: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Any, Any]:
+    """Multi-head attention of ``(length, batch, width)``, heads × head width free.
+
+    Same mathematics as ``torch.nn.functional.multi_head_attention_forward``, but the
+    inner width need not be the embedding's.
+
+    Raises
+    ------
+    NotImplementedError
+        For options that are not written out; the caller then keeps the original call.
+    """
+    if bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None:
+        raise NotImplementedError("extra keys and values")
+    if use_separate_proj_weight:
+        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    else:
+        weights = in_proj_weight.chunk(3)
+    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    q, k, v = (
+        F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+    )
+    mask = None
+    if attn_mask is not None or key_padding_mask is not None or is_causal:
+        mask = _merged_mask(query, attn_mask, key_padding_mask, num_heads, is_causal)
+    dropout = dropout_p if training else 0.0
+    if not need_weights:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        weights_out = None
+    else:
+        scores = torch.matmul(q * q.size(-1) ** -0.5, k.transpose(-2, -1))
+        scores = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+        mixed = torch.matmul(F.dropout(scores, dropout) if dropout else scores, v)
+        weights_out = scores.mean(dim=1) if average_attn_weights else scores
+    return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), weights_out
+
+
+def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal: bool) -> Any:
+    if attn_mask is None and is_causal:
+        raise NotImplementedError("a causal hint without a mask")
+    mask = None
+    if attn_mask is not None:
+        mask = _additive(query, attn_mask)
+        if mask.dim() == 3:
+            mask = mask.unflatten(0, (-1, heads))
+    if padding is not None:
+        own = _additive(query, padding)[:, None, None, :]
+        mask = own if mask is None else mask + own
+    return mask
+
+
+def _additive(query: Any, mask: Any) -> Any:
+    return F._canonical_mask(  # type: ignore[attr-defined]
+        mask=mask, mask_name="mask", other_type=None, other_name="", target_type=query.dtype, check_other=False
+    )
+
+
+DECOMPOSITIONS = {F.multi_head_attention_forward: attention_forward}

@@ -1,0 +1,215 @@
+"""Units and groups: label classes with the same signature are one width."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import fx
+
+from .ir import Group, Reason, Slot
+from .plan import CostModel
+
+if TYPE_CHECKING:
+    from .analyse import Analysis
+    from .labels import Axis, LabelBook, Where
+
+MESSAGES = {
+    "input": "these columns read the model's inputs, which are the user's",
+    "output": "the units reach the model's outputs, which are the user's",
+    "kernel": "this axis is a kernel or a spatial axis, not a width",
+    "inner_axis": "the axis is shared by all heads or convolution groups, which grow instead",
+    "unlabelled": "the units are aligned with positions that can't grow (an input, a constant, or token positions)",
+    "product": "the units are summed away against something that can't be set to zero",
+    "vocabulary": "the axis is indexed by the user's data",
+    "layer_norm": "layer or RMS normalisation over the channels mixes all units",
+    "group_norm": "group normalisation with one group mixes all units",
+    "_softmax": "softmax over the channels mixes all units",
+    "spatial": "pooling over these positions mixes the units",
+    "unknown_op": "an operation without a rule touches the units",
+    "data_dependent": "the units are indexed by computed data",
+    "in_place_view": "an in-place write into a view touches the units",
+    "too_large": "the tensor is too large to be labelled position by position",
+    "reshape": "a reshape interleaves these units with others, so one of them can't be inserted alone",
+    "unread": "nothing reads these units",
+    "excluded": "left out by include/exclude",
+}
+_INTERFACE = "input"
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """All groups of a model, growable and frozen, and what growing them costs."""
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    costs: CostModel
+    coverage: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Census:
+    """Labels laid out axis by axis (label ``i`` is entry ``i - 1``)."""
+
+    axes: list[Axis]
+    starts: np.ndarray
+    sizes: np.ndarray
+    roots: np.ndarray
+    frozen_by: np.ndarray  # index into ``reasons`` per root, -1 where nothing freezes
+    reasons: list[Reason]
+
+
+def _census(analysis: Analysis) -> _Census:
+    state, book = analysis.state, analysis.state.book
+    axes = list(state.axes)
+    sizes = np.array([len(state.axes[a]) for a in axes], dtype=np.int64)
+    starts = np.array([state.axes[a][0] for a in axes], dtype=np.int64)
+    roots = book.find(np.arange(book.size, dtype=np.int64))
+    frozen_by = np.full(book.size, -1, dtype=np.int64)
+    reasons = [_reason("input", None)]
+    frozen_by[0] = 0
+    events = [(f.labels, f.code, f.where) for f in book.frozen]
+    events += [(m.labels, m.code, m.where) for m in book.mixings]
+    for labels, code, where in events:
+        hit = roots[labels.reshape(-1)]
+        hit = hit[frozen_by[hit] < 0]
+        if len(hit):
+            frozen_by[hit] = len(reasons)
+            reasons.append(_reason(code, where))
+    _freeze_irregular(book, roots, frozen_by, reasons)
+    return _Census(axes, starts, sizes, roots, frozen_by, reasons)
+
+
+def _freeze_irregular(book: LabelBook, roots: np.ndarray, frozen_by: np.ndarray, reasons: list[Reason]) -> None:
+    """Freeze units that a reshape splits over several dimensions at once."""
+    for before, after, where in book.reshapes:
+        for labels in (before, after):
+            own = roots[labels]
+            if own.size <= 1 or (frozen_by[own] >= 0).all():
+                continue
+            if len(book.varying(labels)) > 1:
+                hit = own.reshape(-1)
+                frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
+                reasons.append(_reason("reshape", where))
+
+
+def _reason(code: str, where: Where | None) -> Reason:
+    message = MESSAGES.get(code, f"{code} over the channels mixes all units")
+    if where is None or not isinstance(where.site, fx.Node):
+        return Reason(code, message)
+    return Reason(code, f"{message} ({where.op})", where.site.name, where.site.meta.get("source", ""))
+
+
+def _signatures(census: _Census) -> np.ndarray:
+    """Hash of every unit's multiset of axes, per label (same hash: same group)."""
+    rng = np.random.default_rng(0)
+    salt = rng.integers(1, 2**62, size=len(census.axes), dtype=np.int64).astype(np.uint64)
+    totals = np.zeros(len(census.roots), dtype=np.uint64)
+    for start, size, own in zip(census.starts, census.sizes, salt, strict=True):
+        np.add.at(totals, census.roots[start : start + size], own)
+    return totals[census.roots]
+
+
+def group_units(analysis: Analysis) -> Grouping:
+    """Collect units into groups and price them."""
+    census = _census(analysis)
+    signatures = _signatures(census)
+    # A signature that is partly frozen makes two groups.
+    keys = signatures ^ (census.frozen_by[census.roots] + 1).astype(np.uint64)
+    keys[census.roots == 0] = 0
+    members: dict[int, list[Slot]] = defaultdict(list)
+    reasons: dict[int, int] = {}
+    for index, (name, dim) in enumerate(census.axes):
+        start, size = census.starts[index], census.sizes[index]
+        own, roots = keys[start : start + size], census.roots[start : start + size]
+        for key in [own[0]] if (own == own[0]).all() else np.unique(own):
+            positions = np.flatnonzero(own == key)
+            units = roots[positions]
+            order = np.argsort(units, kind="stable")
+            width = len(np.unique(units))
+            slot = Slot(name, dim, _role(analysis, (name, dim)), positions[order].reshape(width, -1))
+            members[int(key)].append(slot)
+            reasons[int(key)] = int(census.frozen_by[units[0]])
+    return _finish(analysis, census, members, reasons)
+
+
+def _role(analysis: Analysis, axis: Axis) -> str:
+    roles = analysis.state.roles.get(axis, set())
+    if axis in analysis.state.book.closers:
+        return "consumer"
+    return next((r for r in ("norm", "producer") if r in roles), "per_unit")
+
+
+def _finish(
+    analysis: Analysis, census: _Census, members: dict[int, list[Slot]], reasons: dict[int, int]
+) -> Grouping:
+    taken: set[str] = set()
+    draft: list[Group] = []
+    for key, slots in members.items():
+        reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
+        if reason is None and not any(s.role == "consumer" for s in slots):
+            reason = _reason("unread", None)
+        draft.append(_draft(slots, reason, taken))
+    costs = _costs(analysis, draft)
+    priced = []
+    for group in draft:
+        one = {group.name: 1}
+        priced.append(
+            replace(group, params_per_unit=costs.params([group], one), flops_per_unit=costs.flops([group], one))
+            if group.growable
+            else group
+        )
+    growable = tuple(g for g in priced if g.growable)
+    frozen = tuple(g for g in priced if g.reason is not None and g.reason.code != "kernel")
+    return Grouping(growable, frozen, costs, _coverage(analysis, growable))
+
+
+def _draft(slots: list[Slot], reason: Reason | None, taken: set[str]) -> Group:
+    first = next((s for s in slots if s.role == "producer"), slots[0])
+    base = first.tensor.rsplit(".", 1)[0] if "." in first.tensor else first.tensor
+    name, count = base, 1
+    while name in taken:
+        count += 1
+        name = f"{base}#{count}"
+    taken.add(name)
+    rows = [s.positions.shape[1] for s in slots if s.role in {"producer", "consumer"}] or [1]
+    layers = dict.fromkeys(s.tensor.rsplit(".", 1)[0] if "." in s.tensor else s.tensor for s in slots)
+    width = slots[0].positions.shape[0]
+    return Group(name, width, 1, min(rows), 0, 0, tuple(layers), tuple(slots), reason)
+
+
+def _costs(analysis: Analysis, groups: list[Group]) -> CostModel:
+    state = analysis.state
+    owner: dict[int, str] = {}
+    for group in groups:
+        if group.growable:
+            slot = group.slots[0]
+            labels = state.axes[slot.tensor, slot.dim][slot.positions[:, 0]]
+            owner.update(dict.fromkeys(state.book.find(labels).tolist(), group.name))
+    products = []
+    for flops, planes in state.product_flops:
+        names = {owner.get(int(r)) for p in planes for r in np.unique(state.book.find(p))}
+        products.append((flops, tuple(sorted(n for n in names if n is not None))))
+    parameters = dict(analysis.traced.root.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    return CostModel(shapes, dict(state.tensor_flops), tuple(products))
+
+
+def _coverage(analysis: Analysis, groups: tuple[Group, ...]) -> float:
+    """Share of the reached parameter elements that lie in a growable group."""
+    covered: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for group in groups:
+        for slot in group.slots:
+            covered[slot.tensor][slot.dim] += slot.positions.size
+    total = inside = 0.0
+    parameters = dict(analysis.traced.root.named_parameters())
+    for name in analysis.state.reached & parameters.keys():
+        tensor = parameters[name]
+        outside = 1.0
+        for dim, count in covered[name].items():
+            outside *= 1 - count / tensor.shape[dim]
+        total += tensor.numel()
+        inside += tensor.numel() * (1 - outside)
+    return inside / total if total else 0.0

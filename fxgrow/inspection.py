@@ -1,0 +1,189 @@
+"""What :func:`fxgrow.inspect` returns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import networkx as nx
+from torch import fx, nn
+
+from . import report
+from .analyse import Analysis, analyse
+from .errors import InputError, UnsupportedError
+from .groups import MESSAGES, group_units
+from .ir import Group, Reason, Unsupported
+from .trace import trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .plan import CostModel
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """Groups of a model, growable and frozen.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        Groups that can grow, in execution order.
+    frozen : tuple of Group
+        Groups that can't, each with its ``reason``.
+    coverage : float
+        Share of the parameter elements reached by the graph that lie in a growable
+        group (0 to 1).
+    unsupported : tuple of Unsupported
+        Operations without a rule.
+    params, flops : int
+        Parameter elements (shared ones once); FLOPs on the example inputs.
+    costs : CostModel
+        Prices of additions.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Group, ...]
+    coverage: float
+    unsupported: tuple[Unsupported, ...]
+    params: int
+    flops: int
+    costs: CostModel
+    analysis: Analysis = field(repr=False)
+
+    @property
+    def graph(self) -> nx.Graph[Any]:
+        """Axes and layers, coupled; every edge names the node that caused it."""
+        return coupling_graph(self)
+
+    def group(self, name: str) -> Group:
+        """Return the growable group called ``name``.
+
+        Raises
+        ------
+        InputError
+            When there is none, with the reason if it is frozen and near names if not.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return group
+        for group in self.frozen:
+            if group.name == name and group.reason is not None:
+                raise InputError(f"group {name!r} can't grow: {group.reason.message} {group.reason.source}".rstrip())
+        import difflib
+
+        near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the inspection as JSON types."""
+        return report.inspection_dict(self)
+
+    def to_json(self, path: str | Path) -> None:
+        """Write :meth:`to_dict` to a file."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
+
+    def to_html(self, path: str | Path) -> None:
+        """Write a self-contained page."""
+        Path(path).write_text(report.inspection_html(self), encoding="utf-8")
+
+    def to_dot(self) -> str:
+        """Return the groups and their layers in the DOT language."""
+        return report.inspection_dot(self)
+
+
+def inspect_model(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    strict: bool = False,
+) -> Inspection:
+    """Trace, propagate labels and collect groups (see :func:`fxgrow.inspect`)."""
+    analysis = analyse(trace(model, example_inputs))
+    unsupported = _unsupported(analysis)
+    if strict and unsupported:
+        listing = "; ".join(f"{u.op} ×{u.count} (first at {u.source or u.node})" for u in unsupported)
+        raise UnsupportedError(f"operations without a rule: {listing}; drop strict=True to freeze what they touch")
+    grouping = group_units(analysis)
+    groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
+    state = analysis.state
+    return Inspection(
+        groups,
+        frozen,
+        grouping.coverage,
+        unsupported,
+        sum(p.numel() for p in model.parameters()),
+        sum(state.tensor_flops.values()) + sum(p.flops for p in state.product_flops),
+        grouping.costs,
+        analysis,
+    )
+
+
+def _unsupported(analysis: Analysis) -> tuple[Unsupported, ...]:
+    result = []
+    for op, sites in analysis.state.unknown.items():
+        node = next((s for s in sites if isinstance(s, fx.Node)), None)
+        name = node.name if node is not None else ""
+        source = node.meta.get("source", "") if node is not None else ""
+        result.append(Unsupported(op, len(sites), name, source))
+    return tuple(result)
+
+
+def _select(
+    groups: tuple[Group, ...], frozen: tuple[Group, ...], include: Sequence[str], exclude: Sequence[str]
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """Apply include and exclude: shell patterns over group names and layers."""
+    from dataclasses import replace
+
+    for pattern in (*include, *exclude):
+        if not any(_matches(g, pattern) for g in (*groups, *frozen)):
+            raise InputError(f"the pattern {pattern!r} matches no group; fxgrow inspect lists their names")
+    kept, left = [], []
+    for group in groups:
+        wanted = not include or any(_matches(group, p) for p in include)
+        if wanted and not any(_matches(group, p) for p in exclude):
+            kept.append(group)
+        else:
+            left.append(replace(group, reason=Reason("excluded", MESSAGES["excluded"])))
+    return tuple(kept), (*frozen, *left)
+
+
+def _matches(group: Group, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in (group.name, *group.layers))
+
+
+def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
+    """Frozen graph: nodes are (tensor, dim) axes and layers, edges are couplings."""
+    state = inspection.analysis.state
+    graph: nx.Graph[Any] = nx.Graph()
+    by_label = sorted((int(labels[0]), axis) for axis, labels in state.axes.items())
+    starts = [start for start, _ in by_label]
+    for axis in state.axes:
+        graph.add_node(axis, kind="axis")
+        layer = axis[0].rsplit(".", 1)[0]
+        graph.add_node(layer, kind="layer")
+        graph.add_edge(axis, layer, kind="belongs")
+    for a, b, where in state.book.couplings:
+        node = where.site.name if isinstance(where.site, fx.Node) else ""
+        source = where.site.meta.get("source", "") if isinstance(where.site, fx.Node) else ""
+        for left in _axes_of(a, starts, by_label):
+            for right in _axes_of(b, starts, by_label):
+                if left != right:
+                    graph.add_edge(left, right, kind="coupling", op=where.op, node=node, source=source)
+    for group in (*inspection.groups, *inspection.frozen):
+        for slot in group.slots:
+            graph.nodes[slot.tensor, slot.dim].setdefault("groups", []).append(group.name)
+    return nx.freeze(graph)
+
+
+def _axes_of(labels: Any, starts: list[int], by_label: list[tuple[int, Any]]) -> set[Any]:
+    import numpy as np
+
+    found = np.unique(np.searchsorted(starts, labels.reshape(-1), side="right") - 1)
+    return {by_label[i][1] for i in found if i >= 0}

@@ -1,0 +1,339 @@
+"""Planes of labels and what happens where they meet: pure algebra, no torch.
+
+A *label* is one position on one axis of one parameter or buffer (a slice). A *plane*
+says, for every position of a tensor, which label it descends from; it is stored in
+broadcast shape, with size 1 in every dimension along which it does not vary. Labels
+that must be added or removed together are united in a union-find forest; its classes
+are the *units*. Label 0 is the outside world (the user's interface): what unites with
+it can't grow.
+
+What can only be judged once all labels are united (is this grid a head or a
+channel?) is written down as an event and decided in :meth:`LabelBook.settle`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Labels = np.ndarray  # int64
+Axis = tuple[str, int]  # (tensor name, dim)
+
+
+class Plane(NamedTuple):
+    """Labels in broadcast shape.
+
+    ``zero`` names the parameter axes whose entries, when zero at a position, make the
+    value zero there: a contraction over such a plane is *closed* by them.
+    """
+
+    labels: Labels
+    zero: tuple[Axis, ...] = ()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions along which the plane varies."""
+        return tuple(d for d, size in enumerate(self.labels.shape) if size > 1)
+
+
+class Where(NamedTuple):
+    """Where an event happened: the operation's name and the index of its node."""
+
+    op: str
+    site: object
+
+
+class Frozen(NamedTuple):
+    """These labels can't grow, because of ``code``."""
+
+    labels: Labels
+    code: str
+    where: Where
+
+
+class Meeting(NamedTuple):
+    """Two planes that share some, but not all, of their dimensions."""
+
+    a: Labels
+    b: Labels
+    where: Where
+
+
+class Unlabelled(NamedTuple):
+    """A plane lies along ``dims`` on something that carries no label."""
+
+    labels: Labels
+    dims: tuple[int, ...]
+    where: Where
+
+
+class Closing(NamedTuple):
+    """A plane is summed away; one of ``partners`` (labels, axis) must close it."""
+
+    labels: Labels
+    partners: tuple[tuple[Labels, Axis], ...]
+    where: Where
+
+
+class Mixing(NamedTuple):
+    """A plane is reduced away by an operation that mixes its units."""
+
+    labels: Labels
+    code: str
+    where: Where
+
+
+class Reshape(NamedTuple):
+    """One reshaped block of dimensions: the labels before and after."""
+
+    before: Labels
+    after: Labels
+    where: Where
+
+
+@dataclass
+class LabelBook:
+    """Union-find over labels, and the events still to be judged."""
+
+    parent: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    size: int = 1
+    frozen: list[Frozen] = field(default_factory=list)
+    meetings: list[Meeting] = field(default_factory=list)
+    unlabelled: list[Unlabelled] = field(default_factory=list)
+    closings: list[Closing] = field(default_factory=list)
+    mixings: list[Mixing] = field(default_factory=list)
+    reshapes: list[Reshape] = field(default_factory=list)
+    closers: dict[Axis, list[Where]] = field(default_factory=dict)
+    couplings: list[Meeting] = field(default_factory=list)
+
+    def fresh(self, count: int) -> Labels:
+        """Return ``count`` labels that nothing is united with."""
+        start, self.size = self.size, self.size + count
+        if self.size > len(self.parent):
+            grown = np.arange(max(self.size, 2 * len(self.parent)), dtype=np.int64)
+            grown[: len(self.parent)] = self.parent
+            self.parent = grown
+        return np.arange(start, self.size, dtype=np.int64)
+
+    def find(self, labels: Labels) -> Labels:
+        """Roots of ``labels``, same shape; compresses the paths it walks."""
+        parent = self.parent
+        root = parent[labels]
+        above = parent[root]
+        if np.array_equal(above, root):
+            return root
+        while not np.array_equal(above, root):
+            root, above = above, parent[above]
+        parent[labels] = root
+        return root
+
+    def unite(self, a: Labels, b: Labels) -> None:
+        """Unite ``a`` and ``b`` position by position (they broadcast)."""
+        parent = self.parent
+        while True:
+            ra, rb = self.find(a), self.find(b)
+            differ = ra != rb
+            if not differ.any():
+                return
+            ra, rb = np.broadcast_arrays(ra, rb)
+            ra, rb = ra[differ], rb[differ]
+            # The last write wins where one root meets several: the loop goes on.
+            parent[np.maximum(ra, rb)] = np.minimum(ra, rb)
+
+    def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
+        """Unite all labels along ``dims`` and drop these dimensions from the plane."""
+        head = plane.labels
+        for dim in dims:
+            head = head.take([0], axis=dim)
+        self.unite(plane.labels, head)
+        return Plane(head, plane.zero)
+
+    def freeze(self, labels: Labels, code: str, where: Where) -> None:
+        """Write down that ``labels`` can't grow."""
+        self.frozen.append(Frozen(labels, code, where))
+
+    # -- meeting ---------------------------------------------------------------
+
+    def meet(
+        self,
+        operands: Sequence[tuple[Sequence[Plane], Sequence[int]]],
+        ndim: int,
+        where: Where,
+        *,
+        product: bool = False,
+    ) -> list[Plane]:
+        """Align operands (planes, shape) by broadcasting and unite where they meet.
+
+        Planes of one operand coexist; planes of different operands with the same
+        varying dimensions unite; those that share only some are left to
+        :meth:`settle`. ``product`` keeps zeros (a zero factor gives a zero).
+        """
+        if len(operands) == 1:
+            planes, shape = operands[0]
+            return [_lift(p, ndim, keep_zero=product) for p in planes]
+        result: list[Plane] = []
+        covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
+        for i, (planes, _) in enumerate(operands):
+            others = [c for j, c in enumerate(covered) if j != i]
+            known = len(result)
+            for plane in planes:
+                lifted = _lift(plane, ndim, keep_zero=product)
+                bare = tuple(d for d in lifted.dims if any(d in big and d not in lab for big, lab in others))
+                if bare:
+                    self.unlabelled.append(Unlabelled(lifted.labels, bare, where))
+                self._join(result, known, lifted, where)
+        return result
+
+    @staticmethod
+    def _covered(planes: Sequence[Plane], shape: Sequence[int], ndim: int) -> tuple[set[int], set[int]]:
+        shift = ndim - len(shape)
+        big = {d + shift for d, size in enumerate(shape) if size > 1}
+        return big, {d + shift for p in planes for d in p.dims}
+
+    def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> None:
+        dims = plane.dims
+        for index in range(known):
+            other = result[index]
+            if other.labels.shape == plane.labels.shape:
+                self.unite(other.labels, plane.labels)
+                self.couplings.append(Meeting(other.labels, plane.labels, where))
+                result[index] = Plane(other.labels, other.zero + plane.zero)
+                return
+            if set(dims) & set(other.dims):
+                self.meetings.append(Meeting(other.labels, plane.labels, where))
+        result.append(plane)
+
+    # -- reducing --------------------------------------------------------------
+
+    def contract(self, planes: Sequence[Plane], dims: Sequence[int], where: Where) -> list[Plane]:
+        """Sum over ``dims``: partial overlaps merge units, whole planes must close."""
+        gone, kept = self._split(planes, dims)
+        for plane in gone:
+            if plane.zero:
+                self.closers.setdefault(plane.zero[-1], []).append(where)
+            else:
+                partners = tuple((p.labels, p.zero[-1]) for p in gone if p.zero)
+                self.closings.append(Closing(plane.labels, partners, where))
+        return kept
+
+    def mix(self, planes: Sequence[Plane], dims: Sequence[int], code: str, where: Where) -> list[Plane]:
+        """Reduce over ``dims`` by an operation that mixes what it reduces."""
+        gone, kept = self._split(planes, dims)
+        for plane in gone:
+            self.mixings.append(Mixing(plane.labels, code, where))
+        return kept
+
+    def _split(self, planes: Sequence[Plane], dims: Sequence[int]) -> tuple[list[Plane], list[Plane]]:
+        gone, kept = [], []
+        for plane in planes:
+            hit = [d for d in plane.dims if d in dims]
+            if not hit:
+                kept.append(plane)
+            elif len(hit) == len(plane.dims):
+                gone.append(plane)
+            else:
+                kept.append(self.merge_along(plane, hit))
+        return gone, kept
+
+    # -- judging ---------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Decide what had to wait until all labels were united."""
+        for a, b, where in self.meetings:
+            shared = [d for d in range(a.ndim) if a.shape[d] > 1 and b.shape[d] > 1]
+            if self._constant(a, shared):
+                self.freeze(b, "inner_axis", where)
+            elif self._constant(b, shared):
+                self.freeze(a, "inner_axis", where)
+            else:
+                self.unite(a, b)
+                self.couplings.append(Meeting(a, b, where))
+        for labels, dims, where in self.unlabelled:
+            if not self._constant(labels, dims):
+                self.freeze(labels, "unlabelled", where)
+        for labels, partners, where in self.closings:
+            closed = False
+            for other, axis in partners:
+                ra, rb = np.broadcast_arrays(self.find(labels), self.find(other))
+                if np.array_equal(ra, rb):
+                    closed = True
+                    self.closers.setdefault(axis, []).append(where)
+            if not closed:
+                self.freeze(labels, "product", where)
+
+    def _constant(self, labels: Labels, dims: Iterable[int]) -> bool:
+        roots = self.find(labels)
+        return all(bool((roots == roots.take([0], axis=d)).all()) for d in dims)
+
+    def varying(self, labels: Labels) -> list[int]:
+        """Dimensions along which the units of ``labels`` still vary."""
+        return [d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])]
+
+
+def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
+    labels = plane.labels
+    if labels.ndim < ndim:
+        labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
+    return Plane(labels, plane.zero if keep_zero else ())
+
+
+def compress(labels: Labels) -> Labels:
+    """Drop (to size 1) every dimension along which ``labels`` does not vary."""
+    for dim, size in enumerate(labels.shape):
+        if size > 1:
+            head = labels.take([0], axis=dim)
+            if (labels == head).all():
+                labels = head
+    return labels
+
+
+def reshape_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split a reshape into blocks of old and new dimensions of equal product.
+
+    Examples
+    --------
+    >>> reshape_blocks((2, 12, 5), (2, 3, 4, 5))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        olds, news = [], []
+        a = b = 1
+        if i < len(old):
+            a, olds, i = old[i], [i], i + 1
+        if j < len(new):
+            b, news, j = new[j], [j], j + 1
+        while a != b:
+            if (a < b and i < len(old)) or j >= len(new):
+                a, i = a * old[i], i + 1
+                olds.append(i - 1)
+            else:
+                b, j = b * new[j], j + 1
+                news.append(j - 1)
+        blocks.append((olds, news))
+    return blocks
+
+
+def reshape_plane(labels: Labels, old: Sequence[int], new: Sequence[int]) -> tuple[Labels, list[tuple[Labels, Labels]]]:
+    """Reshape a plane in broadcast shape; also return the blocks that changed it."""
+    before, after = [1] * len(old), [1] * len(new)
+    changed: list[tuple[list[int], list[int]]] = []
+    for olds, news in reshape_blocks(old, new):
+        if any(labels.shape[d] > 1 for d in olds):
+            for d in olds:
+                before[d] = old[d]
+            for d in news:
+                after[d] = new[d]
+            if sum(old[d] > 1 for d in olds) > 1 or sum(new[d] > 1 for d in news) > 1:
+                changed.append((olds, news))
+    full = np.broadcast_to(labels, before)
+    result = full.reshape(after)
+    if not changed:
+        return result, []
+    return compress(result), [(full, result)]

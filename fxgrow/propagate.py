@@ -1,0 +1,228 @@
+"""Label propagation through ATen: a dispatch mode that labels what it sees.
+
+Every ATen call is labelled by one rule of the table in :mod:`fxgrow.rules`. Heavy
+operations (convolutions, matrix products) are not computed: labels depend on shapes,
+not on values, so an uninitialised result of the right shape serves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .labels import Axis, LabelBook, Labels, Plane, Where
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+Planes = tuple[Plane, ...]
+_KEY = "_fxgrow_value"
+
+
+class Value(NamedTuple):
+    """What is known of one tensor.
+
+    ``weight``: computed from parameters alone; ``live``: depends on the model's inputs.
+    """
+
+    planes: Planes = ()
+    weight: bool = False
+    live: bool = False
+
+
+_CONSTANT = Value()
+
+
+class Call(NamedTuple):
+    """One ATen call as a rule sees it."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    out: Any
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """Return an argument by position or by name."""
+        if index < len(self.args):
+            return self.args[index]
+        return self.kwargs.get(name, default)
+
+
+class ProductFlops(NamedTuple):
+    """FLOPs of one product of two activations, and the planes that scale it."""
+
+    flops: int
+    planes: tuple[Labels, ...]
+
+
+@dataclass
+class Propagation:
+    """Everything that label propagation learns; rules write into it."""
+
+    names: Mapping[int, str]
+    book: LabelBook = field(default_factory=LabelBook)
+    axes: dict[Axis, Labels] = field(default_factory=dict)
+    roles: dict[Axis, set[str]] = field(default_factory=dict)
+    tensor_flops: Counter[str] = field(default_factory=Counter)
+    product_flops: list[ProductFlops] = field(default_factory=list)
+    unknown: dict[str, list[object]] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+    site: object = None
+
+    def where(self, op: str) -> Where:
+        """Return the current place in the graph, for ``op``."""
+        return Where(op, self.site)
+
+    # -- values ----------------------------------------------------------------
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """Return what is known of ``tensor``; parameters get a plane per axis."""
+        known = tensor.__dict__.get(_KEY)
+        if known is not None:
+            return known  # type: ignore[no-any-return]  # a tensor's __dict__ is untyped
+        name = self.names.get(id(tensor))
+        if name is None:
+            return _CONSTANT
+        return Value(self.axis_planes(name, tensor, range(tensor.ndim)), weight=True)
+
+    def planes(self, tensor: torch.Tensor | None) -> Planes:
+        """Planes of ``tensor`` (none for ``None``)."""
+        return () if tensor is None else self.value(tensor).planes
+
+    def weight_planes(self, tensor: torch.Tensor, dims: Sequence[int]) -> Planes:
+        """Like :meth:`planes`, but a parameter is only labelled along ``dims``."""
+        name = self.names.get(id(tensor))
+        if name is None or _KEY in tensor.__dict__:
+            return self.planes(tensor)
+        return self.axis_planes(name, tensor, dims)
+
+    def axis_planes(self, name: str, tensor: torch.Tensor, dims: Iterable[int]) -> Planes:
+        """Planes of the parameter ``name``, one for each of ``dims`` larger than 1."""
+        planes = []
+        for dim in dims:
+            size = tensor.shape[dim]
+            if size <= 1 or not tensor.is_floating_point():
+                continue
+            axis = (name, dim)
+            if axis not in self.axes:
+                self.axes[axis] = self.book.fresh(size)
+            shape = [1] * tensor.ndim
+            shape[dim] = size
+            planes.append(Plane(self.axes[axis].reshape(shape), (axis,)))
+        self.reached.add(name)
+        return tuple(planes)
+
+    def is_weight(self, tensor: torch.Tensor) -> bool:
+        """Whether ``tensor`` is a parameter or computed from parameters alone."""
+        return id(tensor) in self.names or self.value(tensor).weight
+
+    def assign(self, out: Any, planes: Any, *, weight: bool, live: bool) -> None:
+        """Attach planes to one output tensor, or to each of several."""
+        if isinstance(out, torch.Tensor):
+            out.__dict__[_KEY] = Value(tuple(planes), weight, live)
+            return
+        for tensor, own in zip(out, planes, strict=False):
+            if isinstance(tensor, torch.Tensor):
+                tensor.__dict__[_KEY] = Value(tuple(own), weight, live)
+
+    # -- what rules say --------------------------------------------------------
+
+    def role(self, planes: Iterable[Plane], role: str) -> None:
+        """Say what the parameter axes behind ``planes`` do."""
+        for plane in planes:
+            for axis in plane.zero[:1]:
+                self.roles.setdefault(axis, set()).add(role)
+
+    def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
+        """Freeze all labels of ``planes``."""
+        where = self.where(op)
+        for plane in planes:
+            self.book.freeze(plane.labels, code, where)
+
+    def count_flops(self, flops: int, weight: Sequence[Plane] | None, planes: Sequence[Plane]) -> None:
+        """Book the FLOPs of a contraction with a weight, or of two activations."""
+        owner = next((axis[0] for p in weight or () for axis in p.zero), None)
+        if owner is not None:
+            self.tensor_flops[owner] += flops
+        else:
+            self.product_flops.append(ProductFlops(flops, tuple(p.labels for p in planes)))
+
+
+def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
+    """Tensors among ``args``, one level of lists deep (as ATen schemas have them)."""
+    found = []
+    for arg in args:
+        if isinstance(arg, torch.Tensor):
+            found.append(arg)
+        elif isinstance(arg, (list, tuple)):
+            found.extend(a for a in arg if isinstance(a, torch.Tensor))
+    return found
+
+
+class LabelMode(TorchDispatchMode):
+    """Labels every ATen call by the rule table; skips heavy computations."""
+
+    def __init__(self, propagation: Propagation, rules: Any) -> None:
+        super().__init__()
+        self.state = propagation
+        self.rules = rules
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        packet = func.overloadpacket
+        rule: Callable[..., Any] | None = self.rules.lookup(func)
+        shortcut = self.rules.SHORTCUTS.get(packet)
+        state = self.state
+        inputs = tensors_of(args)
+        if kwargs:
+            inputs += tensors_of(kwargs.values())
+        known = [t.__dict__.get(_KEY) for t in inputs]
+        given = any(id(t) in state.names and k is None for t, k in zip(inputs, known, strict=True))
+        labelled = given or any(v is not None and v.planes for v in known)
+        # Only what depends on the inputs may be skipped: constants (index tables,
+        # masks) must be real.
+        live = any(v is not None and v.live for v in known)
+        out = shortcut(args, kwargs) if shortcut is not None and live else NotImplemented
+        if out is NotImplemented:
+            if rule is None and labelled:
+                with self:
+                    out = func.decompose(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+            out = func(*args, **kwargs)
+        weight = not live and (given or any(v is not None and v.weight for v in known))
+        if not labelled:
+            if live:
+                state.assign(out, _nothing(out), weight=False, live=True)
+            return out
+        call = Call(packet._qualified_op_name.removeprefix("aten::"), args, kwargs, out)
+        if rule is None:
+            rule = self.rules.unknown
+        if func._schema.is_mutable and inputs[0].__dict__.get(_KEY) is not None:
+            self._guard_view(inputs[0], rule, call, weight=weight, live=live)
+        else:
+            state.assign(out, rule(state, call), weight=weight, live=live)
+        return out
+
+    def _guard_view(self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool) -> None:
+        """Label an in-place call; what its base could not know of is frozen."""
+        known = self.state.value(target).planes
+        planes = tuple(rule(self.state, call))
+        if target._is_view():
+            shapes = {p.labels.shape for p in known}
+            self.state.freeze([p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name)
+        self.state.assign(target, planes, weight=weight, live=live)
+
+
+def _nothing(out: Any) -> Any:
+    return () if isinstance(out, torch.Tensor) else [()] * len(out) if isinstance(out, (list, tuple)) else ()
+
+
+def prod(sizes: Iterable[int]) -> int:
+    """Product of sizes."""
+    return math.prod(sizes)

@@ -1,0 +1,170 @@
+"""The rule table: ATen operation → rule.
+
+Looked up by overload packet (``relu_`` resolves to ``relu``): exact entry, then
+the pointwise tag, then ``decompose()``, then :func:`unknown`. An unknown operation is
+never guessed: what it touches is frozen.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..labels import Plane
+from . import contract, reduce, shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..propagate import Call, Propagation
+
+    Rule = Callable[[Propagation, Call], Any]
+
+_PRODUCTS = {"mul", "div"}
+_ZERO_KEEPING = {"clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous", "mul", "div", "_conj", "abs"}
+
+
+def pointwise(state: Propagation, call: Call) -> Any:
+    """Operands broadcast and meet; several outputs (dropout and mask) look alike."""
+    from ..propagate import tensors_of
+
+    name = call.name.rstrip("_")
+    tensors = tensors_of((*call.args, *call.kwargs.values()))
+    operands = [(state.planes(t), t.shape) for t in tensors]
+    first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
+    planes = state.book.meet(operands, first.ndim, state.where(call.name), product=keep)
+    return planes if first is call.out else [planes] * len(call.out)
+
+
+def copy_(state: Propagation, call: Call) -> Any:
+    """In-place copy: the target takes the source's labels on top of its own."""
+    tensors = call.args[:2]
+    return state.book.meet([(state.planes(t), t.shape) for t in tensors], call.out.ndim, state.where(call.name))
+
+
+def unlabelled(state: Propagation, call: Call) -> Any:
+    """Results that carry no labels (scalars, shapes, fresh tensors)."""
+    return () if isinstance(call.out, torch.Tensor) else [()] * len(call.out)
+
+
+def unknown(state: Propagation, call: Call) -> Any:
+    """No rule: freeze everything in reach, never guess."""
+    from ..propagate import tensors_of
+
+    state.unknown.setdefault(call.name, []).append(state.site)
+    for tensor in tensors_of((*call.args, *call.kwargs.values())):
+        state.freeze(state.planes(tensor), "unknown_op", call.name)
+    return unlabelled(state, call) if isinstance(call.out, (torch.Tensor, list, tuple)) else ()
+
+
+def _family(rule: Rule, names: str) -> dict[str, Rule]:
+    return dict.fromkeys(names.split(), rule)
+
+
+def _table() -> dict[str, Rule]:
+    families = [
+        _family(contract.mm, "mm"),
+        _family(contract.addmm, "addmm"),
+        _family(contract.bmm, "bmm"),
+        _family(contract.baddbmm, "baddbmm"),
+        _family(contract.mv, "mv"),
+        _family(contract.linear, "linear"),
+        _family(contract.convolution, "convolution"),
+        _family(contract.embedding, "embedding"),
+        _family(
+            contract.attention,
+            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+            "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps",
+        ),
+        _family(shape.view, "view _unsafe_view _reshape_alias reshape"),
+        _family(shape.permute, "permute"),
+        _family(shape.transpose, "transpose"),
+        _family(shape.t, "t"),
+        _family(shape.unsqueeze, "unsqueeze"),
+        _family(shape.squeeze, "squeeze"),
+        _family(shape.expand, "expand"),
+        _family(shape.select, "select"),
+        _family(shape.slice_, "slice"),
+        _family(shape.split, "split split_with_sizes"),
+        _family(shape.unbind, "unbind"),
+        _family(shape.cat, "cat"),
+        _family(shape.stack, "stack"),
+        _family(shape.repeat, "repeat"),
+        _family(shape.roll, "roll flip"),
+        _family(shape.pad, "constant_pad_nd"),
+        _family(shape.index, "index index_select"),
+        _family(shape.im2col, "im2col"),
+        _family(
+            shape.execute,
+            "unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal as_strided movedim "
+            "rot90 narrow_copy",
+        ),
+        _family(reduce.sum_, "sum"),
+        _family(reduce.reducer(1), "mean amax amin max min argmax argmin prod logsumexp any all"),
+        _family(reduce.reducer(1), "var std var_mean std_mean"),
+        _family(reduce.reducer(2), "linalg_vector_norm norm"),
+        _family(reduce.scan, "_softmax _log_softmax _safe_softmax cumsum cumprod sort topk"),
+        _family(reduce.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+                "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),
+        _family(reduce.layer_norm, "native_layer_norm rms_norm _fused_rms_norm"),
+        _family(reduce.group_norm, "native_group_norm"),
+        _family(
+            reduce.spatial,
+            "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
+            "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
+            "upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+            "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d "
+            "reflection_pad2d replication_pad1d replication_pad2d max_pool1d grid_sampler_2d",
+        ),
+        _family(
+            pointwise,
+            "native_dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill zeros_like ones_like empty_like "
+            "full_like rand_like randn_like hardswish hardsigmoid silu gelu mish elu softplus bernoulli uniform normal random dropout _prelu_kernel glu_jvp",
+        ),
+        _family(copy_, "copy"),
+        _family(unlabelled, "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided _local_scalar_dense "
+                "is_same_size _assert_async _has_compatible_shallow_copy_type equal scalar_tensor"),
+    ]
+    table: dict[str, Rule] = {}
+    for family in families:
+        twice = table.keys() & family.keys()
+        if twice:
+            raise ValueError(f"two rules for {sorted(twice)}")
+        table.update(family)
+    return table
+
+
+TABLE = _table()
+
+# Results that need not be computed: labels depend on shapes alone.
+SHORTCUTS = {
+    torch.ops.aten.mm: contract.skip_mm,
+    torch.ops.aten.addmm: contract.skip_addmm,
+    torch.ops.aten.bmm: contract.skip_bmm,
+    torch.ops.aten.convolution: contract.skip_convolution,
+}
+
+
+@lru_cache(maxsize=None)
+def lookup(func: Any) -> Rule | None:
+    """Return the rule of an ATen overload, or ``None``."""
+    namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
+    if namespace != "aten":
+        return None
+    rule = TABLE.get(name) or TABLE.get(name.rstrip("_"))
+    if rule is None and any(torch.Tag.pointwise in f.tags for f in (func, *_functional(name))):
+        return pointwise
+    return rule
+
+
+def _functional(name: str) -> list[Any]:
+    """Overloads of the out-of-place form of ``name`` (in-place forms lack tags)."""
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None)
+    return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
+
+
+__all__ = ["SHORTCUTS", "TABLE", "Plane", "lookup", "unknown"]

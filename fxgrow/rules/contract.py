@@ -1,0 +1,292 @@
+"""Contractions: an input position meets a weight column; outputs descend from rows.
+
+Convolution, matrix products and attention are all :func:`contraction` on a virtual
+product tensor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..labels import Plane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..propagate import Call, Propagation
+
+
+def spread(planes: Iterable[Plane], dims: Sequence[int], ndim: int) -> list[Plane]:
+    """Move planes to the dimensions ``dims`` of a virtual tensor of ``ndim``."""
+    order = np.argsort(dims)
+    result = []
+    for plane in planes:
+        shape = [1] * ndim
+        for old, new in enumerate(dims):
+            shape[new] = plane.labels.shape[old]
+        result.append(Plane(plane.labels.transpose(order).reshape(shape), plane.zero))
+    return result
+
+
+def squeeze_to(planes: Iterable[Plane], dims: Sequence[int]) -> list[Plane]:
+    """Keep only the dimensions ``dims``, in this order (the others have size 1)."""
+    result = []
+    for p in planes:
+        rest = [d for d in range(p.labels.ndim) if d not in dims]
+        labels = p.labels.transpose([*dims, *rest])
+        result.append(Plane(labels.reshape(labels.shape[: len(dims)]), p.zero))
+    return result
+
+
+def contraction(
+    state: Propagation,
+    op: str,
+    a: tuple[Sequence[Plane], Sequence[int], bool],
+    b: tuple[Sequence[Plane], Sequence[int], bool],
+    over: Sequence[int],
+) -> list[Plane]:
+    """Multiply two operands on a virtual product tensor and sum over ``over``.
+
+    Each operand is (planes in virtual shape, virtual shape, is it a weight).
+    """
+    (pa, shape_a, weight_a), (pb, shape_b, weight_b) = a, b
+    where = state.where(op)
+    weight = (pb if weight_b else pa) if weight_a != weight_b else None
+    if weight is not None:
+        state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
+    first, second = ((pa, shape_a), (pb, shape_b)) if not weight_a else ((pb, shape_b), (pa, shape_a))
+    met = state.book.meet([first, second], len(shape_a), where, product=True)
+    flops = 2
+    for sa, sb in zip(shape_a, shape_b, strict=True):
+        flops *= max(sa, sb)
+    state.count_flops(flops, weight, met)
+    return state.book.contract(met, over, where)
+
+
+def _matmul(state: Propagation, call: Call, a: Any, b: Any, dims_a: Sequence[int], dims_b: Sequence[int]) -> list[Plane]:
+    ndim = max(*dims_a, *dims_b) + 1
+    shapes = []
+    for tensor, dims in ((a, dims_a), (b, dims_b)):
+        shape = [1] * ndim
+        for old, new in enumerate(dims):
+            shape[new] = tensor.shape[old]
+        shapes.append(shape)
+    over = [ndim - 1]
+    left = (spread(state.planes(a), dims_a, ndim), shapes[0], state.is_weight(a))
+    right = (spread(state.planes(b), dims_b, ndim), shapes[1], state.is_weight(b))
+    return squeeze_to(contraction(state, call.name, left, right, over), range(ndim - 1))
+
+
+def mm(state: Propagation, call: Call) -> list[Plane]:
+    """``(M, K) @ (K, N)``."""
+    return _matmul(state, call, call.args[0], call.args[1], (0, 2), (2, 1))
+
+
+def bmm(state: Propagation, call: Call) -> list[Plane]:
+    """``(B, M, K) @ (B, K, N)``."""
+    return _matmul(state, call, call.args[0], call.args[1], (0, 1, 3), (0, 3, 2))
+
+
+def mv(state: Propagation, call: Call) -> list[Plane]:
+    """``(M, K) @ (K,)``."""
+    return _matmul(state, call, call.args[0], call.args[1], (0, 1), (1,))
+
+
+def linear(state: Propagation, call: Call) -> list[Plane]:
+    """``(*, K) @ (N, K).T + bias``, where a backend does not decompose it."""
+    x, w = call.args[:2]
+    n = x.ndim
+    planes = _matmul(state, call, x, w, (*range(n - 1), n), (n - 1, n))
+    return _add_bias(state, call, planes, call.arg(2, "bias"))
+
+
+def addmm(state: Propagation, call: Call) -> list[Plane]:
+    """``bias + (M, K) @ (K, N)``."""
+    planes = _matmul(state, call, call.args[1], call.args[2], (0, 2), (2, 1))
+    return _add_bias(state, call, planes, call.args[0])
+
+
+def baddbmm(state: Propagation, call: Call) -> list[Plane]:
+    """``bias + (B, M, K) @ (B, K, N)``."""
+    planes = _matmul(state, call, call.args[1], call.args[2], (0, 1, 3), (0, 3, 2))
+    return _add_bias(state, call, planes, call.args[0])
+
+
+def _add_bias(state: Propagation, call: Call, planes: Sequence[Plane], bias: Any) -> list[Plane]:
+    if bias is None:
+        return list(planes)
+    own = state.planes(bias)
+    if state.is_weight(bias):
+        state.role(own, "producer")
+    operands = [(planes, call.out.shape), (own, bias.shape)]
+    return state.book.meet(operands, call.out.ndim, state.where(call.name))
+
+
+def convolution(state: Propagation, call: Call) -> list[Plane]:
+    """Convolution and its transpose; a grouped one makes the conv group the unit."""
+    x, weight, bias = call.args[:3]
+    transposed, groups = call.args[6], call.args[8]
+    planes = state.weight_planes(weight, (0, 1))
+    state.freeze([p for p in planes if any(d > 1 for d in p.dims)], "kernel", call.name)
+    planes = tuple(p for p in planes if all(d < 2 for d in p.dims))
+    if groups == 1:
+        kept = _dense_convolution(state, call, planes, (1, 0) if transposed else (0, 1))
+    else:
+        kept = _grouped_convolution(state, call, planes)
+    if bias is None:
+        return kept
+    own = state.planes(bias)
+    state.role(own, "producer")
+    column = [1, -1] + [1] * (x.ndim - 2)
+    lifted = [Plane(p.labels.reshape(column), p.zero) for p in own]
+    operands = [(kept, call.out.shape), (lifted, (1, *bias.shape, *column[2:]))]
+    return state.book.meet(operands, x.ndim, state.where(call.name))
+
+
+def _dense_convolution(state: Propagation, call: Call, planes: Sequence[Plane], axes: tuple[int, int]) -> list[Plane]:
+    """Virtual tensor: batch, out channel, in channel, space (summed over, too)."""
+    x, weight = call.args[:2]
+    spatial = x.ndim - 2
+    out_axis, in_axis = axes
+    ndim = 3 + spatial
+    flat = [Plane(p.labels.reshape(p.labels.shape[:2]), p.zero) for p in planes]
+    columns = spread(flat, (1, 2) if out_axis == 0 else (2, 1), ndim)
+    rows = spread(state.planes(x), (0, 2, *range(3, ndim)), ndim)
+    w_shape = [1, weight.shape[out_axis], weight.shape[in_axis], *[1] * spatial]
+    x_shape = [x.shape[0], 1, *x.shape[1:]]
+    macs = weight.numel() * x.shape[0] * _positions(call)
+    met = _conv_contract(state, call, (rows, x_shape), (columns, w_shape), list(range(2, ndim)), 2 * macs)
+    return [Plane(p.labels.reshape(p.labels.shape[:2] + (1,) * spatial), p.zero) for p in met]
+
+
+def _positions(call: Call) -> int:
+    """Spatial positions at which the kernel is applied."""
+    side = call.args[0] if call.args[6] else call.out
+    count = 1
+    for size in side.shape[2:]:
+        count *= size
+    return count
+
+
+def _conv_contract(state: Propagation, call: Call, a: Any, b: Any, over: list[int], flops: int) -> list[Plane]:
+    where = state.where(call.name)
+    state.role((p for p in b[0] if not set(p.dims) & set(over)), "producer")
+    met = state.book.meet([a, b], len(a[1]), where, product=True)
+    state.count_flops(flops, b[0], met)
+    return state.book.contract(met, over, where)
+
+
+def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]) -> list[Plane]:
+    """Unite each group's input channels with its output channels; freeze the inner axis."""
+    x, weight = call.args[:2]
+    groups, channels = call.args[8], call.out.shape[1]
+    where = state.where(call.name)
+    for plane in planes:
+        if plane.dims == (1,):
+            state.book.freeze(plane.labels, "inner_axis", where)
+    state.count_flops(2 * weight.numel() * x.shape[0] * _positions(call), planes, ())
+    axis = 0 if weight.shape[0] > 1 else 1
+    if call.args[6]:  # transposed: axis 0 is the input side, its groups make the output
+        rows = np.repeat(planes[0].labels.reshape(groups, -1)[:, 0], channels // groups)
+        inner = planes[0].labels.reshape(groups, -1)
+        state.book.unite(inner, inner[:, :1])
+    else:
+        rows = next(p for p in planes if p.dims == (axis,)).labels.reshape(-1)
+    state.role([p for p in planes if p.dims == (0,)], "producer")
+    grid = rows.reshape(groups, -1)
+    if grid.shape[1] > 1:
+        state.book.unite(grid, grid[:, :1])
+    met = False
+    for plane in state.planes(x):
+        if 1 in plane.dims:
+            met = True
+            spatial = [1] * (x.ndim - 2)
+            target = grid[:, :1].reshape(1, groups, 1, *spatial)
+            shape = plane.labels.shape
+            state.book.unite(plane.labels.reshape(shape[0], groups, -1, *shape[2:]), target)
+        elif any(d > 1 for d in plane.dims):
+            state.book.freeze(plane.labels, "kernel", where)
+    if not met:
+        state.book.freeze(rows, "unlabelled", where)
+    labels = rows.reshape(1, channels, *[1] * (x.ndim - 2))
+    kept = [p for p in state.planes(x) if p.dims == (0,)]
+    zero = tuple(a for p in planes if p.dims == (0,) for a in p.zero)
+    return [Plane(labels, zero), *kept]
+
+
+def attention(state: Propagation, call: Call) -> Any:
+    """Scaled dot-product attention ``(B, H, L, E), (B, H, S, E), (B, H, S, V)``.
+
+    The product over E makes the head the unit.
+    """
+    q, k, v = call.args[:3]
+    out = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    if q.shape[1] != k.shape[1] or q.ndim != 4:
+        for tensor in (q, k, v):
+            state.freeze(state.planes(tensor), "unknown_op", call.name)
+        return [()] * 16 if out is not call.out else ()
+    b, h, length, e = q.shape
+    s, width = v.shape[2], v.shape[3]
+    left = (spread(state.planes(q), (0, 1, 2, 4), 5), [b, h, length, 1, e], state.is_weight(q))
+    right = (spread(state.planes(k), (0, 1, 3, 4), 5), [b, h, 1, s, e], state.is_weight(k))
+    scores = squeeze_to(contraction(state, call.name, left, right, [4]), range(4))
+    where = state.where(call.name)
+    mask = call.kwargs.get("attn_mask", call.args[3] if len(call.args) > 3 else None)
+    if isinstance(mask, torch.Tensor):
+        scores = state.book.meet([(scores, (b, h, length, s)), (state.planes(mask), mask.shape)], 4, where)
+    weights = [Plane(p.labels[..., None], ()) for p in scores]
+    values = spread(state.planes(v), (0, 1, 3, 4), 5)
+    # S is both the softmax' dimension and the one summed over: one mixing reduction.
+    weights = state.book.mix(weights, [3], "softmax", where)
+    met = contraction(
+        state, call.name, (weights, [b, h, length, s, 1], False), (values, [b, h, 1, s, width], state.is_weight(v)), [3]
+    )
+    planes = squeeze_to(met, (0, 1, 2, 4))
+    return planes if out is call.out else [planes] + [()] * 16
+
+
+def embedding(state: Propagation, call: Call) -> list[Plane]:
+    """Rows of a table: the vocabulary is the user's, the width descends from columns."""
+    table, indices = call.args[:2]
+    planes = state.planes(table)
+    state.freeze([p for p in planes if p.dims == (0,)], "vocabulary", call.name)
+    columns = [p for p in planes if p.dims == (1,)]
+    state.role(columns, "producer")
+    shape = (1,) * indices.ndim + (-1,)
+    return [Plane(p.labels.reshape(shape), p.zero) for p in columns]
+
+
+# -- results without computing ----------------------------------------------------
+
+
+def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``mm``."""
+    return args[0].new_zeros((args[0].shape[0], args[1].shape[1]))
+
+
+def skip_addmm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``addmm``."""
+    return args[1].new_zeros((args[1].shape[0], args[2].shape[1]))
+
+
+def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``bmm``."""
+    return args[0].new_zeros((*args[0].shape[:2], args[1].shape[2]))
+
+
+def skip_convolution(args: Any, kwargs: Any) -> Any:
+    """Shape of ``convolution``, or ``NotImplemented`` where it must be computed."""
+    x, w, _, stride, padding, dilation, transposed, extra, groups = args[:9]
+    if transposed or x.shape[1] != w.shape[1] * groups:
+        return NotImplemented  # rare, or an error that torch should word
+    spatial = []
+    for i, size in enumerate(x.shape[2:]):
+        one = lambda values, i=i: values[i] if len(values) > 1 else values[0]  # noqa: E731  # ATen repeats single values
+        reach = one(dilation) * (w.shape[2 + i] - 1) + 1
+        spatial.append((size + 2 * one(padding) - reach) // one(stride) + 1)
+    if min(spatial) < 1:
+        return NotImplemented
+    return x.new_zeros((x.shape[0], w.shape[0], *spatial))

@@ -1,0 +1,154 @@
+"""Reductions, normalisations and softmax: they merge or mix units."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..labels import Plane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ..propagate import Call, Propagation
+
+
+def _dims(call: Call, position: int) -> list[int]:
+    ndim = call.args[0].ndim
+    dims = call.arg(position, "dim", None)
+    if dims is None or dims == []:
+        return list(range(ndim))
+    return [d % ndim for d in ([dims] if isinstance(dims, int) else dims)]
+
+
+def _dropped(planes: Iterable[Plane], dims: Sequence[int], ndim_out: int) -> list[Plane]:
+    """Remove reduced dimensions (all of size 1 by now) unless they were kept."""
+    result = []
+    for p in planes:
+        shape = p.labels.shape
+        if len(shape) != ndim_out:
+            shape = tuple(n for d, n in enumerate(shape) if d not in dims)
+        result.append(Plane(p.labels.reshape(shape), p.zero))
+    return result
+
+
+def sum_(state: Propagation, call: Call) -> list[Plane]:
+    """A plain sum: whole planes must be closed by a zeroable factor."""
+    dims = _dims(call, 1)
+    kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
+    return _dropped(kept, dims, call.out.ndim)
+
+
+def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
+    """Make a rule for an operation that mixes what it reduces (mean, max, norm ...)."""
+
+    def rule(state: Propagation, call: Call) -> Any:
+        dims = _dims(call, dim_position)
+        kept = state.book.mix(state.planes(call.args[0]), dims, call.name, state.where(call.name))
+        if isinstance(call.out, torch.Tensor):
+            return _dropped(kept, dims, call.out.ndim)
+        return [_dropped(kept, dims, out.ndim) for out in call.out]
+
+    return rule
+
+
+def scan(state: Propagation, call: Call) -> Any:
+    """Operations along one dimension that keep its size (softmax, cumsum, sort)."""
+    dims = _dims(call, 1)
+    planes = state.planes(call.args[0])
+    book, where = state.book, state.where(call.name)
+    result = []
+    for plane in planes:
+        hit = [d for d in plane.dims if d in dims]
+        if hit and len(hit) == len(plane.dims):
+            book.mix([plane], dims, call.name, where)
+            result.append(Plane(plane.labels))
+        else:
+            result.append(Plane((book.merge_along(plane, hit) if hit else plane).labels))
+    return result if isinstance(call.out, torch.Tensor) else [result] * len(call.out)
+
+
+def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
+    """Batch normalisation: per-channel entries, no mixing."""
+    x = call.args[0]
+    column = (1, -1) + (1,) * (x.ndim - 2)
+    shape = (1, x.shape[1]) + (1,) * (x.ndim - 2)
+    operands: list[tuple[list[Plane], Sequence[int]]] = [(_per_channel(state, x), x.shape)]
+    for entry in call.args[1:5]:
+        if isinstance(entry, torch.Tensor):
+            own = state.planes(entry)
+            state.role(own, "norm")
+            operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], shape))
+    met = state.book.meet(operands, x.ndim, state.where(call.name))
+    return [[Plane(p.labels) for p in met], [], [], []]
+
+
+def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
+    """Planes of ``x`` after statistics over all but dimension 1."""
+    result = []
+    for plane in state.planes(x):
+        extra = [d for d in plane.dims if d != 1]
+        result.append(state.book.merge_along(plane, extra) if extra and 1 in plane.dims else plane)
+    return result
+
+
+def layer_norm(state: Propagation, call: Call) -> list[list[Plane]]:
+    """Layer and RMS normalisation over the last dimensions."""
+    x, normalized = call.args[0], call.args[1]
+    where = state.where(call.name)
+    dims = list(range(x.ndim - len(normalized), x.ndim))
+    operands: list[tuple[Sequence[Plane], Sequence[int]]] = [(state.planes(x), x.shape)]
+    for entry in call.args[2:4]:
+        if isinstance(entry, torch.Tensor):
+            own = state.planes(entry)
+            state.role(own, "norm")
+            operands.append((own, entry.shape))
+    met = [Plane(p.labels) for p in state.book.meet(operands, x.ndim, where)]
+    result = []
+    for plane in met:
+        hit = [d for d in plane.dims if d in dims]
+        if hit and len(hit) < len(plane.dims):
+            plane = state.book.merge_along(plane, hit)
+        elif hit:
+            state.book.mix([plane], dims, "layer_norm", where)
+        result.append(plane)
+    return [result, [], []] if not isinstance(call.out, torch.Tensor) else result  # type: ignore[list-item]
+
+
+def group_norm(state: Propagation, call: Call) -> list[list[Plane]]:
+    """Group normalisation: the norm group is the unit; one group mixes all."""
+    x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[6]
+    where = state.where(call.name)
+    column = (1, -1) + (1,) * (x.ndim - 2)
+    operands: list[tuple[Sequence[Plane], Sequence[int]]] = [(_per_channel(state, x), x.shape)]
+    for entry in (weight, bias):
+        if isinstance(entry, torch.Tensor):
+            own = state.planes(entry)
+            state.role(own, "norm")
+            operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], column[:1] + entry.shape + column[2:]))
+    met = [Plane(p.labels) for p in state.book.meet(operands, x.ndim, where)]
+    for plane in met:
+        if 1 not in plane.dims:
+            continue
+        if groups == 1:
+            state.book.mix([plane], plane.dims, "group_norm", where)
+        else:
+            grid = plane.labels.reshape(plane.labels.shape[0], groups, -1)
+            state.book.unite(grid, grid[:, :, :1])
+    return [met, [], []]
+
+
+def spatial(state: Propagation, call: Call) -> Any:
+    """Pooling and resampling: positions mix, channels do not."""
+    digits = [c for c in call.name if c.isdigit()]
+    x, book = call.args[0], state.book
+    dims = range(x.ndim - int(digits[-1] if digits else 2), x.ndim)
+    result = []
+    for plane in state.planes(x):
+        hit = [d for d in plane.dims if d in dims]
+        if hit and len(hit) == len(plane.dims):
+            book.mix([plane], plane.dims, "spatial", state.where(call.name))
+        else:
+            result.append(Plane((book.merge_along(plane, hit) if hit else plane).labels))
+    return result if isinstance(call.out, torch.Tensor) else [result] * len(call.out)

@@ -1,0 +1,244 @@
+"""Data movement: the operation itself runs on the labels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..labels import Labels, Plane, Reshape, compress, reshape_plane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..propagate import Call, Planes, Propagation
+
+# A plane run through a generic operation may be expanded to so many labels.
+_LIMIT = 1 << 24
+
+
+def _each(planes: Planes, move: Callable[[Labels], Labels]) -> list[Plane]:
+    return [Plane(move(p.labels), p.zero) for p in planes]
+
+
+def view(state: Propagation, call: Call) -> list[Plane]:
+    """``view`` and ``reshape``; remembers what a later check must find rectangular."""
+    x, out = call.args[0], call.out
+    result = []
+    for plane in state.planes(x):
+        labels, changed = reshape_plane(plane.labels, x.shape, out.shape)
+        for before, after in changed:
+            state.book.reshapes.append(Reshape(before, after, state.where(call.name)))
+        result.append(Plane(labels, plane.zero))
+    return result
+
+
+def permute(state: Propagation, call: Call) -> list[Plane]:
+    """``permute(dims)``."""
+    return _each(state.planes(call.args[0]), lambda a: a.transpose([d % a.ndim for d in call.args[1]]))
+
+
+def transpose(state: Propagation, call: Call) -> list[Plane]:
+    """``transpose(dim0, dim1)``."""
+    return _each(state.planes(call.args[0]), lambda a: a.swapaxes(call.args[1], call.args[2]))
+
+
+def t(state: Propagation, call: Call) -> list[Plane]:
+    """Matrix transpose."""
+    return _each(state.planes(call.args[0]), lambda a: a.T)
+
+
+def unsqueeze(state: Propagation, call: Call) -> list[Plane]:
+    """``unsqueeze(dim)``."""
+    return _each(state.planes(call.args[0]), lambda a: np.expand_dims(a, call.args[1]))
+
+
+def squeeze(state: Propagation, call: Call) -> list[Plane]:
+    """All forms of ``squeeze``: dimensions of size 1 carry no labels."""
+    return _each(state.planes(call.args[0]), lambda a: _squeezed(a, call.args[0].shape, call.args[1:]))
+
+
+def _squeezed(labels: Labels, shape: torch.Size, args: tuple[Any, ...]) -> Labels:
+    dims = range(len(shape)) if not args else [args[0]] if isinstance(args[0], int) else args[0]
+    gone = {d % len(shape) for d in dims}
+    return labels.reshape([n for d, n in enumerate(labels.shape) if not (d in gone and shape[d] == 1)])
+
+
+def expand(state: Propagation, call: Call) -> list[Plane]:
+    """``expand``: planes stay in broadcast shape."""
+    ndim = call.out.ndim
+    return _each(state.planes(call.args[0]), lambda a: a.reshape((1,) * (ndim - a.ndim) + a.shape))
+
+
+def select(state: Propagation, call: Call) -> list[Plane]:
+    """``select(dim, index)``."""
+    dim, index = call.args[1], call.args[2]
+    return _each(state.planes(call.args[0]), lambda a: compress(a.take(index if a.shape[dim] > 1 else 0, axis=dim)))
+
+
+def slice_(state: Propagation, call: Call) -> list[Plane]:
+    """``slice(dim, start, end, step)``."""
+    x = call.args[0]
+    dim = call.arg(1, "dim", 0) % x.ndim
+    cut = slice(call.arg(2, "start"), call.arg(3, "end"), call.arg(4, "step", 1))
+    index = (slice(None),) * dim + (cut,)
+    return _each(state.planes(x), lambda a: a[index] if a.shape[dim] > 1 else a)
+
+
+def split(state: Propagation, call: Call) -> list[list[Plane]]:
+    """``split`` and ``split_with_sizes``: sizes are read off the results."""
+    dim = call.arg(2, "dim", 0) % call.args[0].ndim
+    planes, start, result = state.planes(call.args[0]), 0, []
+    for piece in call.out:
+        stop = start + piece.shape[dim]
+        index = (slice(None),) * dim + (slice(start, stop),)
+        result.append(_each(planes, lambda a, index=index: a[index] if a.shape[dim] > 1 else a))  # type: ignore[misc]
+        start = stop
+    return result
+
+
+def unbind(state: Propagation, call: Call) -> list[list[Plane]]:
+    """``unbind(dim)``."""
+    dim = call.arg(1, "dim", 0)
+    planes = state.planes(call.args[0])
+    return [
+        _each(planes, lambda a, i=i: a.take(i if a.shape[dim] > 1 else 0, axis=dim))  # type: ignore[misc]
+        for i in range(len(call.out))
+    ]
+
+
+def cat(state: Propagation, call: Call) -> list[Plane]:
+    """Concatenate the planes that vary along ``dim``; the others meet."""
+    tensors = [x for x in call.args[0] if x.numel() > 0 or x.ndim > 1]
+    ndim = call.out.ndim
+    dim = call.arg(1, "dim", 0) % ndim
+    along, across = [], []
+    for tensor in tensors:
+        planes = state.planes(tensor)
+        along.append([p for p in planes if p.labels.shape[dim] > 1 or (tensor.shape[dim] == 1 and not p.dims)])
+        across.append([p for p in planes if p.labels.shape[dim] == 1])
+    result = []
+    if any(along):
+        result = [_segments(state, call, tensors, along, dim)]
+    if any(across):
+        flat = [tuple(1 if d == dim else n for d, n in enumerate(x.shape)) for x in tensors]
+        operands = list(zip(across, flat, strict=True))
+        result += state.book.meet(operands, ndim, state.where(call.name), product=len(tensors) == 1)
+    return result
+
+
+def _segments(state: Propagation, call: Call, tensors: list[torch.Tensor], along: list[list[Plane]], dim: int) -> Plane:
+    parts = []
+    for tensor, planes in zip(tensors, along, strict=True):
+        if not planes:  # nothing of ours: the outside world
+            shape = [1] * tensor.ndim
+            shape[dim] = tensor.shape[dim]
+            parts.append(np.zeros(shape, dtype=np.int64))
+            continue
+        for extra in planes[1:]:
+            state.book.unite(planes[0].labels, extra.labels)
+        parts.append(planes[0].labels)
+    common = [max(p.shape[d] for p in parts) for d in range(call.out.ndim)]
+    spread = []
+    for part in parts:
+        common[dim] = part.shape[dim]
+        spread.append(np.broadcast_to(part, common))
+    zeros = [set(p[0].zero) if p else set() for p in along]
+    return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)))
+
+
+def stack(state: Propagation, call: Call) -> list[Plane]:
+    """``stack``: operands meet, or lie side by side along the new dimension."""
+    dim = call.arg(1, "dim", 0) % call.out.ndim
+    tensors = call.args[0]
+    counts = {len(state.planes(x)) for x in tensors}
+    if len(counts) > 1:
+        operands = [(_each(state.planes(x), lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape) for x in tensors]
+        return state.book.meet(operands, call.out.ndim, state.where(call.name))
+    result = []
+    for together in zip(*(state.planes(x) for x in tensors), strict=True):
+        common = np.broadcast_shapes(*(p.labels.shape for p in together))
+        labels = np.stack([np.broadcast_to(p.labels, common) for p in together], axis=dim)
+        result.append(Plane(compress(labels)))
+    return result
+
+
+def repeat(state: Propagation, call: Call) -> list[Plane]:
+    """``repeat``: tile where a plane varies."""
+
+    def tile(a: Labels) -> Labels:
+        times = call.args[1]
+        a = a.reshape((1,) * (len(times) - a.ndim) + a.shape)
+        return np.tile(a, [n if size > 1 else 1 for n, size in zip(times, a.shape, strict=True)])
+
+    return _each(state.planes(call.args[0]), tile)
+
+
+def roll(state: Propagation, call: Call) -> list[Plane]:
+    """``roll`` and ``flip`` along dimensions that may carry labels."""
+    x = call.args[0]
+    dims = call.arg(1 if call.name == "flip" else 2, "dims", ()) or range(x.ndim)
+    touched = {d % x.ndim for d in ([dims] if isinstance(dims, int) else dims)}
+    if not any(touched & set(p.dims) for p in state.planes(x)):
+        return list(state.planes(x))
+    return execute(state, call)
+
+
+def pad(state: Propagation, call: Call) -> list[Plane]:
+    """``constant_pad_nd``: padding of a labelled dimension is the outside world."""
+    widths = call.args[1]
+
+    def padded(a: Labels) -> Labels:
+        amounts = [(0, 0)] * a.ndim
+        for i in range(len(widths) // 2):
+            d = a.ndim - 1 - i
+            if a.shape[d] > 1:
+                amounts[d] = (max(widths[2 * i], 0), max(widths[2 * i + 1], 0))
+                keep = slice(max(-widths[2 * i], 0), a.shape[d] - max(-widths[2 * i + 1], 0))
+                a = a[(slice(None),) * d + (keep,)]
+        return np.pad(a, amounts)
+
+    return _each(state.planes(call.args[0]), padded)
+
+
+def execute(state: Propagation, call: Call) -> list[Plane]:
+    """Any other movement of one tensor by constants: run it on the labels."""
+    x = call.args[0]
+    result = []
+    for plane in state.planes(x):
+        if x.numel() > _LIMIT:
+            state.freeze([plane], "too_large", call.name)
+            continue
+        labels = torch.from_numpy(np.broadcast_to(plane.labels, x.shape).copy()).to(x.device)
+        moved = getattr(torch.ops.aten, call.name)(labels, *call.args[1:], **call.kwargs)
+        result.append(Plane(compress(moved.cpu().numpy()), plane.zero))
+    return result
+
+
+def index(state: Propagation, call: Call) -> list[Plane]:
+    """Indexing by constants moves labels; by data along labels it freezes them."""
+    x = call.args[0]
+    indices = [i for i in call.args[1:] for i in (i if isinstance(i, (list, tuple)) else [i])]
+    indices = [i for i in indices if isinstance(i, torch.Tensor)]
+    if any(state.value(i).live for i in indices):
+        positions = call.args[1] if isinstance(call.args[1], (list, tuple)) else None
+        touched = (
+            {d for d, i in enumerate(positions) if i is not None} if positions is not None else {call.args[1] % x.ndim}
+        )
+        for plane in state.planes(x):
+            if touched & set(plane.dims):
+                state.freeze([plane], "data_dependent", call.name)
+    return execute(state, call)
+
+
+def im2col(state: Propagation, call: Call) -> list[Plane]:
+    """``unfold`` of an image: every channel becomes a block of columns."""
+    taps = call.args[1][0] * call.args[1][1]
+    result = []
+    for plane in state.planes(call.args[0]):
+        if any(d > 1 for d in plane.dims):
+            state.freeze([plane], "kernel", call.name)
+        elif 1 in plane.dims:
+            result.append(Plane(np.repeat(plane.labels[:, :, :, 0], taps, axis=1)))
+    return result

@@ -1,0 +1,362 @@
+"""Front end: a module becomes one fx graph per mode.
+
+The tracer is symbolic, with three additions. Where Python asks for the truth of a
+traced value (``if h % 2``), the value is computed from the example inputs and the
+decision is guarded in the graph. Composite ``torch.nn`` modules that hold parameters
+in children, and wrapped functions that are given parameters, are opened, because
+their sizes may have to grow. A submodule that still can't be traced becomes a leaf.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from .compose import DECOMPOSITIONS
+from .errors import InputError, TraceError
+from .rules import SHORTCUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
+FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, AssertionError, IndexError, KeyError)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs, normalised: positional and keyword arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example: Any) -> Inputs:
+        """Accept a tensor, a tuple of positional or a dict of keyword arguments."""
+        if isinstance(example, Inputs):
+            return example
+        if isinstance(example, torch.Tensor):
+            return cls((example,), {})
+        if isinstance(example, (tuple, list)):
+            return cls(tuple(example), {})
+        if isinstance(example, dict):
+            return cls((), dict(example))
+        raise InputError(
+            f"example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+            f"not {type(example).__name__}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A shadow of the model (own structure, shared parameters) and its graphs.
+
+    ``graphs`` maps ``"eval"`` and ``"train"`` to graphs; both are the same object
+    where the two modes do not differ.
+    """
+
+    root: nn.Module
+    graphs: Mapping[str, fx.Graph]
+    inputs: Inputs
+
+    @property
+    def distinct(self) -> list[tuple[str, fx.Graph]]:
+        """The graphs that differ, with their modes."""
+        items = list(self.graphs.items())
+        return items[:1] if items[0][1] is items[1][1] else items
+
+
+def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Module:
+    """Deep copy of ``model`` that shares its parameters (or takes ``replace``'s)."""
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if replace is None else dict(replace)
+    try:
+        return copy.deepcopy(model, memo)
+    except FAILURES as error:
+        raise TraceError(
+            f"the model can't be copied ({error}); drop non-leaf tensors that its modules hold as attributes"
+        ) from error
+
+
+def _location() -> str:
+    """``file:line`` of the innermost frame of the user's code."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_OWN) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class _Tracer(fx.Tracer):
+    """Symbolic tracer that knows the example inputs."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(autowrap_modules=(), param_shapes_constant=False)
+        self.inputs = inputs
+        self.values: dict[fx.Node, Any] = {}
+        self._busy = False
+
+    # -- what is opened ---------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Open torch.nn modules whose children hold parameters, keep the others."""
+        if super().is_leaf_module(m, module_qualified_name):
+            return not any(True for child in m.children() for _ in child.parameters())
+        return False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace into ``m``; what can't be traced becomes a leaf."""
+        if self._busy:  # computing an example value, not tracing
+            return forward(*args, **kwargs)
+        scope, stack = copy.copy(self.scope), self.module_stack.copy()
+        last = next(reversed(self.graph.nodes), None)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except FAILURES + (fx.proxy.TraceError,):
+            self._forget_after(last)
+            self.scope, self.module_stack = scope, stack  # torch leaves them as they were when it failed
+            name = self.path_of_module(m)
+            if m is self.root:
+                raise
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Attribute access of modules: parameters become graph nodes while tracing."""
+        if self._busy:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Open functions that are given parameters and have constants inside."""
+        if kind == "call_function" and not self._busy:
+            body = DECOMPOSITIONS.get(target)
+            if body is None and _is_wrapped(target) and _gives_parameter((args, kwargs)):
+                body = target
+            if body is not None:
+                last = next(reversed(self.graph.nodes), None)
+                try:
+                    return body(*args, **kwargs)
+                except FAILURES + (fx.proxy.TraceError,):
+                    self._forget_after(last)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Remember the user's source line."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["source"] = _location()
+        return node
+
+    def _forget_after(self, last: fx.Node | None) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                return
+            if not node.users:
+                self.graph.erase_node(node)
+                self.values.pop(node, None)
+
+    # -- concrete values ---------------------------------------------------------
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Compute the truth of a value; guard it where it depends on shapes."""
+        truth = bool(self._concrete(obj.node))
+        if self._depends_on_input(obj.node):
+            self.create_node("call_function", guard, (obj.node, truth), {})
+        return truth
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        """Unpack tensors' shapes and tuples: their length is known."""
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            value = self._concrete(obj.node)
+            if not isinstance(value, (tuple, list, torch.Tensor)):
+                raise
+            return iter([obj[i] for i in range(len(value))])
+
+    def _depends_on_input(self, node: fx.Node) -> bool:
+        """Whether a condition reads sizes or values (not just ranks and types)."""
+        seen, queue = set(), [node]
+        while queue:
+            current = queue.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            value = self.values.get(current)
+            if isinstance(value, (torch.Size, torch.Tensor)):
+                return True
+            if current.op == "call_method" and current.target in {"size", "numel"}:
+                return True
+            if current.op == "call_method" and current.target in {"dim", "is_floating_point"}:
+                continue
+            if current.op == "call_function" and current.target is getattr and current.args[1] in _STATIC:
+                continue
+            queue.extend(current.all_input_nodes)
+        return False
+
+    def _concrete(self, node: fx.Node) -> Any:
+        """Value of ``node`` on the example inputs (products are not computed)."""
+        from .analyse import Executor
+
+        order = [n for n in self.graph.nodes if n not in self.values]
+        needed, queue = set(), [node]
+        while queue:
+            current = queue.pop()
+            if current not in needed and current not in self.values:
+                needed.add(current)
+                queue.extend(current.all_input_nodes)
+        self._busy = True
+        try:
+            Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
+        finally:
+            self._busy = False
+        return self.values[node]
+
+
+_STATIC = {"is_nested", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized"}
+
+
+def guard(value: Any, expected: bool) -> None:
+    """Refuse inputs for which the traced control flow would have gone another way.
+
+    Raises
+    ------
+    RuntimeError
+        When the truth of ``value`` is not what it was for the example inputs.
+    """
+    if bool(value) != expected:
+        raise RuntimeError(
+            "this input takes another path through the model's Python code than the example inputs did when the "
+            "model was grown; grow it with example inputs of this shape"
+        )
+
+
+fx.node._side_effectful_functions.add(guard)
+
+
+def _is_wrapped(target: Any) -> bool:
+    module = getattr(target, "__module__", "") or ""
+    return hasattr(target, "__code__") and not module.startswith(("torch.", "_operator", "fxgrow", "math", "builtins")) and module != "torch"
+
+
+def _gives_parameter(args: Any) -> bool:
+    found = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, nn.Parameter):
+            found.append(value)
+        elif isinstance(value, fx.Proxy) and value.node.op == "get_attr":
+            found.append(value)
+        return value
+
+    fx.node.map_aggregate(args, look)
+    return bool(found)
+
+
+def _same(a: fx.Graph, b: fx.Graph) -> bool:
+    """Whether two graphs are alike node by node."""
+    if len(a.nodes) != len(b.nodes):
+        return False
+    pairs: dict[fx.Node, fx.Node] = {}
+    for x, y in zip(a.nodes, b.nodes, strict=True):
+        if x.op != y.op or x.target != y.target:
+            return False
+        pairs[x] = y
+        args = fx.node.map_arg((x.args, x.kwargs), lambda n: pairs.get(n, n))
+        if not _equal(args, (y.args, y.kwargs)):
+            return False
+    return True
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return a is b
+    if isinstance(a, (tuple, list)) and isinstance(b, (tuple, list)):
+        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    return bool(a == b)
+
+
+def trace(model: nn.Module, example: Any) -> Traced:
+    """Trace a shadow of ``model`` in eval and in train mode.
+
+    Raises
+    ------
+    TraceError
+        When no graph of the whole model can be had.
+    """
+    inputs = Inputs.of(example)
+    root = shadow(model)
+    modes = {name: module.training for name, module in root.named_modules()}
+    graphs = {}
+    try:
+        for mode in ("eval", "train"):
+            root.train(mode == "train")
+            with no_fast_path():
+                graphs[mode] = _trace_once(root, inputs)
+    finally:
+        for name, module in root.named_modules():
+            module.training = modes.get(name, module.training)
+    if _same(graphs["eval"], graphs["train"]):
+        graphs["train"] = graphs["eval"]
+    return Traced(root, graphs, inputs)
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Keep nn.MultiheadAttention from its fused kernel, which hides what it does."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _trace_once(root: nn.Module, inputs: Inputs) -> fx.Graph:
+    tracer = _Tracer(inputs)
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    except FAILURES + (fx.proxy.TraceError,) as error:
+        raise TraceError(
+            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
+            "Its forward does with tensors what a graph can't hold; grow a submodule that has a plain forward"
+        ) from error
+    _drop_unused(graph)
+    return graph
+
+
+def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Arguments that the example inputs leave out take their defaults."""
+    left_out = {}
+    for position, parameter in enumerate(inspect.signature(root.forward).parameters.values()):
+        given = position < len(inputs.args) or parameter.name in inputs.kwargs
+        if not given and parameter.default is not inspect.Parameter.empty:
+            left_out[parameter.name] = parameter.default
+    return left_out
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Erase size arithmetic that opened code left behind (operations stay)."""
+    for node in reversed(list(graph.nodes)):
+        plain = node.op == "get_attr" or (
+            node.op == "call_function" and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
+        )
+        sizes = node.op == "call_method" and node.target in {"size", "dim", "numel", "is_floating_point"}
+        inplace = node.op == "call_function" and node.target in {operator.setitem, operator.iadd, operator.imul}
+        if not node.users and (plain or sizes) and not inplace:
+            graph.erase_node(node)
+
+
+__all__ = ["SHORTCUTS", "Inputs", "Traced", "guard", "shadow", "trace"]
