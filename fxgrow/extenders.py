@@ -1,0 +1,121 @@
+"""Extenders: what becomes of freshly inserted units before ordinary training goes on.
+
+An extender gets a widened module whose function is still that of the original, and
+changes it in place. To add one, write a function like :func:`zero` and name it in
+:data:`EXTENDERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .calibrate import calibrate_norms
+from .data import LossFn, Progress
+from .errors import InputError
+from .ir import GrownGroup
+from .swe import AdjustReport, adjust
+
+
+@dataclass(frozen=True)
+class ExtendOptions:
+    """Arguments of extenders; each takes what it needs.
+
+    Attributes
+    ----------
+    coupling, paper, epochs, lr
+        See :func:`fxgrow.swe.adjust`.
+    seed : int
+        Of everything random.
+    """
+
+    coupling: str = "laplacian"
+    paper: bool = False
+    epochs: int = 1
+    lr: float = 1e-3
+    seed: int = 0
+
+
+Extender = Callable[
+    [
+        torch.nn.Module,
+        Sequence[GrownGroup],
+        Iterable[Any] | None,
+        LossFn | str | None,
+        ExtendOptions,
+        Progress | None,
+    ],
+    AdjustReport | None,
+]
+
+
+def zero(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Pure insertion: outgoing entries are zero, so the function is kept.
+
+    Where there are data, running statistics of new norm entries are measured.
+    """
+    del loss, options
+    if data is not None:
+        calibrate_norms(module, grown, data, progress=progress)
+    return None
+
+
+def swe(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Calibrate norms, then couple, adjust and fold (paper, section SWE).
+
+    With zero epochs, or without data, this is pure insertion.
+    """
+    zero(module, grown, data, loss, options, progress)
+    if data is None or options.epochs == 0:
+        return None
+    return adjust(
+        module,
+        grown,
+        data,
+        loss,
+        coupling=options.coupling,
+        paper=options.paper,
+        epochs=options.epochs,
+        lr=options.lr,
+        seed=options.seed,
+        progress=progress,
+    )
+
+
+EXTENDERS: Mapping[str, Extender] = {"swe": swe, "zero": zero}
+"""Extenders by name."""
+
+
+def extender(name: str) -> Extender:
+    """Look up an extender.
+
+    Parameters
+    ----------
+    name : str
+        Key of :data:`EXTENDERS`.
+
+    Raises
+    ------
+    InputError
+        There is no such extender.
+    """
+    if name not in EXTENDERS:
+        raise InputError(f"unknown extender {name!r}; take one of {', '.join(sorted(EXTENDERS))}")
+    return EXTENDERS[name]
