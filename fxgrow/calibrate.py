@@ -85,7 +85,6 @@ def calibrate_norms(
 @torch.no_grad()
 def _write(buffer: torch.Tensor, slot: GrownSlot, values: torch.Tensor) -> None:
     index = torch.from_numpy(slot.new.reshape(-1)).to(buffer.device)
-    # running statistics may be shorter than the channels (instance norm folds the batch in)
     buffer[index] = values.to(buffer)[index]
 
 

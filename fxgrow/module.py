@@ -1,0 +1,98 @@
+"""The emitted GraphModule: one graph per mode where train and eval differ."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import fx, nn
+
+
+class GrownModule(fx.GraphModule):
+    """A GraphModule that keeps the original's module tree and both of its modes.
+
+    ``graph`` is the eval graph; ``train_graph`` is the same object unless the model
+    does something else in training (auxiliary heads, functional dropout).
+    """
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None = None, class_name: str = "GrownModule"
+    ) -> None:
+        super().__init__(root, graph, class_name)
+        # fx copies only what the graph names, into bare modules; keep the real tree.
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            object.__setattr__(self, table, copy.copy(root.__dict__[table]))
+        self.training = root.training
+        object.__setattr__(self, "_eval_forward", type(self).forward)
+        object.__setattr__(self, "_train_module", None)
+        if train_graph is not None and train_graph is not graph:
+            self._add_train_graph(root, train_graph)
+
+    def _add_train_graph(self, root: nn.Module, graph: fx.Graph) -> None:
+        twin = fx.GraphModule(root, graph, "TrainGraph")
+        object.__setattr__(self, "_train_module", twin)
+        object.__setattr__(self, "_train_forward", type(twin).forward)
+
+        def forward(self: GrownModule, *args: Any, **kwargs: Any) -> Any:
+            chosen = self._train_forward if self.training else self._eval_forward
+            return chosen(self, *args, **kwargs)
+
+        forward.__signature__ = _signature(type(self).forward)  # type: ignore[attr-defined]
+        type(self).forward = forward  # type: ignore[method-assign]
+
+    @property
+    def train_graph(self) -> fx.Graph:
+        """Graph of the training mode."""
+        twin = self.__dict__["_train_module"]
+        return self.graph if twin is None else twin.graph  # type: ignore[no-any-return]
+
+    def recompile(self) -> Any:
+        """Recompile the eval graph (after an edit); the training graph is kept."""
+        code = super().recompile()
+        if self.__dict__.get("_train_module") is not None:
+            object.__setattr__(self, "_eval_forward", type(self).forward)
+            self._add_train_graph(self.__dict__["_train_module"], self.train_graph)
+        return code
+
+    def _holder(self, memo: dict[int, Any] | None = None) -> nn.Module:
+        """Bare module with (copies of) all children, parameters and buffers."""
+        holder = nn.Module()
+        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+            own = self.__dict__[table]
+            holder.__dict__[table] = own if memo is None else copy.deepcopy(own, memo)
+        holder.training = self.training
+        return holder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GrownModule:
+        holder = self._holder(memo)
+        train = None if self.__dict__["_train_module"] is None else copy_graph(self.train_graph)
+        clone = GrownModule(holder, copy_graph(self.graph), train, self._get_name())
+        memo[id(self)] = clone
+        return clone
+
+    def __reduce__(self) -> Any:
+        train = None if self.__dict__["_train_module"] is None else self.train_graph
+        return _rebuild, (self._holder(), self.graph, train, self._get_name())
+
+
+def _signature(function: Any) -> Any:
+    import inspect
+
+    return inspect.signature(function)
+
+
+def _rebuild(holder: nn.Module, graph: fx.Graph, train: fx.Graph | None, name: str) -> GrownModule:
+    return GrownModule(holder, graph, train, name)
+
+
+def copy_graph(graph: fx.Graph, nodes: dict[fx.Node, fx.Node] | None = None) -> fx.Graph:
+    """Copy a graph; ``nodes`` receives old node → new node."""
+    table: dict[fx.Node, fx.Node] = {} if nodes is None else nodes
+    new = fx.Graph()
+    output = new.graph_copy(graph, table)
+    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    table[end] = new.output(output)
+    return new
+
+
+__all__ = ["GrownModule", "copy_graph"]

@@ -1,0 +1,304 @@
+"""Constants: sizes baked into graphs and modules, corrected for the new widths.
+
+The new size of a dimension is its old size plus the clones of the labels along it.
+A table says which arguments of which operation are sizes of which dimensions.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from .analyse import Noted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .labels import LabelBook, Labels
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Sizes after growth, read off the labels of the analysis before it."""
+
+    book: LabelBook
+    gain: np.ndarray
+
+    def shape(self, noted: Noted) -> tuple[int, ...]:
+        """Shape that a value has after growth."""
+        result = list(noted.shape)
+        for plane in noted.planes:
+            if not self.gain[plane.labels].any():
+                continue
+            for dim in self.book.varying(plane.labels):
+                size = noted.shape[dim] + int(self._line(plane.labels, dim).sum())
+                result[dim] = max(result[dim], size)
+        return tuple(result)
+
+    def _line(self, labels: Labels, dim: int) -> np.ndarray:
+        """Clones of every position along ``dim``."""
+        gain = self.gain[labels]
+        return gain.max(axis=tuple(d for d in range(gain.ndim) if d != dim))
+
+    def gains(self, noted: Noted, dim: int) -> np.ndarray:
+        """Clones of every position along ``dim``, shape ``(size,)``; zeros if none."""
+        for plane in noted.planes:
+            if dim in self.book.varying(plane.labels) and self.gain[plane.labels].any():
+                return self._line(plane.labels, dim)
+        return np.zeros(noted.shape[dim], dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One node of the new graph with what is known of it before and after growth."""
+
+    node: fx.Node
+    sizes: Sizes
+    planes: Mapping[fx.Node, Any]  # of the new graph's nodes, before growth
+    values: Mapping[fx.Node, Any]  # after growth, of the nodes before this one
+
+    def before(self) -> Any:
+        """Shapes and planes of the output before growth."""
+        return self.planes.get(self.node)
+
+    def first(self) -> Any:
+        """Shapes and planes of the first argument before growth."""
+        head = self.node.args[0] if self.node.args else None
+        return self.planes.get(head) if isinstance(head, fx.Node) else None
+
+    def size(self, given: Any, old: int, new: int) -> Any:
+        """Size argument ``given`` corrected from ``old`` to ``new``."""
+        if isinstance(given, fx.Node):
+            actual = self.values[given]
+            if actual == new or not isinstance(actual, int):
+                return given
+            # A ratio holds for any batch size that the expression may contain.
+            with self.node.graph.inserting_before(self.node):
+                scaled = self.node.graph.call_function(operator.mul, (given, new))
+                result = self.node.graph.call_function(operator.floordiv, (scaled, actual))
+            return result
+        if given == -1 or given == new:
+            return given
+        return new if given == old else given
+
+
+def _reshape(site: Site, first: int) -> None:
+    """Sizes of ``view``, ``reshape``, ``expand``: one for each output dimension."""
+    noted, args = site.before(), site.node.args
+    if not isinstance(noted, Noted):
+        return
+    packed = len(args) == first + 1 and isinstance(args[first], (tuple, list))
+    given: Sequence[Any] = args[first] if packed else args[first:]  # type: ignore[assignment]
+    if len(given) != len(noted.shape):
+        return
+    wanted = site.sizes.shape(noted)
+    fixed = [site.size(g, o, n) for g, o, n in zip(given, noted.shape, wanted, strict=True)]
+    site.node.args = (*args[:first], tuple(fixed)) if packed else (*args[:first], *fixed)
+
+
+def _view(site: Site) -> None:
+    _reshape(site, 1)
+
+
+def _unflatten(site: Site) -> None:
+    noted, source = site.before(), site.first()
+    dim, given = site.node.args[1], site.node.args[2]
+    if not isinstance(noted, Noted) or not isinstance(dim, int) or not isinstance(given, (tuple, list)):
+        return
+    dim %= len(source.shape)
+    wanted = site.sizes.shape(noted)[dim : dim + len(given)]
+    old = noted.shape[dim : dim + len(given)]
+    fixed = tuple(site.size(g, o, n) for g, o, n in zip(given, old, wanted, strict=True))
+    site.node.args = (site.node.args[0], dim, fixed)
+
+
+def _split(site: Site) -> None:
+    """``split``, ``chunk``: pieces get the sizes that their labels ask for."""
+    pieces, source = site.before(), site.first()
+    if not isinstance(pieces, (tuple, list)) or not all(isinstance(p, Noted) for p in pieces):
+        return
+    args, kwargs = site.node.args, site.node.kwargs
+    dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+    if not isinstance(dim, int):
+        return
+    dim %= len(source.shape)
+    old = [p.shape[dim] for p in pieces]
+    new = [site.sizes.shape(p)[dim] for p in pieces]
+    if old == new:
+        return
+    chunk = site.node.target in {"chunk", torch.chunk}
+    if chunk:
+        per = -(-sum(new) // int(args[1] if len(args) > 1 else kwargs["chunks"]))  # type: ignore[arg-type]
+        if _even(new, per):
+            return
+        site.node.target = "split" if site.node.op == "call_method" else torch.split
+    uniform = isinstance(args[1] if len(args) > 1 else None, int) and not chunk and _even(new, new[0])
+    site.node.args = (args[0], new[0] if uniform else new, dim)
+    site.node.kwargs = {}
+
+
+def _even(sizes: list[int], per: int) -> bool:
+    return all(s == per for s in sizes[:-1]) and 0 < sizes[-1] <= per
+
+
+def _moved(index: int, gains: np.ndarray) -> int:
+    """Where position (or bound) ``index`` lies after growth."""
+    return index + int(gains[:index].sum())
+
+
+def _getitem(site: Site) -> None:
+    """Bounds and positions of an index along dimensions that grow."""
+    source = site.first()
+    if not isinstance(source, Noted):
+        return
+    given = site.node.args[1]
+    items = list(given) if isinstance(given, tuple) else [given]
+    if any(isinstance(i, (fx.Node, list, torch.Tensor)) for i in items):
+        return
+    used = sum(i is not None and i is not Ellipsis for i in items)
+    dim, fixed = 0, []
+    for item in items:
+        if item is Ellipsis:
+            dim += len(source.shape) - used
+        elif item is not None:
+            fixed_item = _bounds(item, site.sizes.gains(source, dim))
+            dim += 1
+            fixed.append(fixed_item)
+            continue
+        fixed.append(item)
+    site.node.args = (site.node.args[0], tuple(fixed) if isinstance(given, tuple) else fixed[0])
+
+
+def _bounds(item: Any, gains: np.ndarray) -> Any:
+    size = len(gains)
+    if not gains.any():
+        return item
+    if isinstance(item, int):
+        return _moved(item % size, gains)
+    if isinstance(item, slice) and not any(isinstance(b, fx.Node) for b in (item.start, item.stop, item.step)):
+        start, stop, step = item.indices(size)
+        return slice(_moved(start, gains), _moved(stop, gains), step)
+    return item
+
+
+def _narrow(site: Site) -> None:
+    source = site.first()
+    if not isinstance(source, Noted) or len(site.node.args) < 4:
+        return
+    x, dim, start, length = site.node.args[:4]
+    if not (isinstance(dim, int) and isinstance(start, int) and isinstance(length, int)):
+        return
+    cut = _bounds(slice(start, start + length), site.sizes.gains(source, dim % len(source.shape)))
+    site.node.args = (x, dim, cut.start, cut.stop - cut.start)
+
+
+def _argument(node: fx.Node, position: int, name: str) -> tuple[Any, Callable[[Any], None]]:
+    if len(node.args) > position:
+        return node.args[position], lambda value: node.update_arg(position, value)
+    return node.kwargs.get(name), lambda value: node.update_kwarg(name, value)
+
+
+def _conv(site: Site) -> None:
+    """``groups`` of a functional convolution: input channels over the weight's."""
+    groups, update = _argument(site.node, 6, "groups")
+    weight, _ = _argument(site.node, 1, "weight")
+    if isinstance(groups, int) and groups > 1:
+        x = site.values[site.node.args[0]]  # type: ignore[index]
+        update(x.shape[1] // site.values[weight].shape[1])
+
+
+def _group_norm(site: Site) -> None:
+    source = site.first()
+    groups, update = _argument(site.node, 1, "num_groups")
+    if isinstance(groups, int) and groups > 1 and isinstance(source, Noted):
+        x = site.values[site.node.args[0]]  # type: ignore[index]
+        update(x.shape[1] // (source.shape[1] // groups))
+
+
+def _layer_norm(site: Site) -> None:
+    source = site.first()
+    shape, update = _argument(site.node, 1, "normalized_shape")
+    if isinstance(source, Noted) and isinstance(shape, (tuple, list)):
+        x = site.values[site.node.args[0]]  # type: ignore[index]
+        update(tuple(x.shape[-len(shape) :]))
+
+
+PATCHES: dict[Any, Callable[[Site], None]] = {
+    "view": _view,
+    "reshape": _view,
+    "expand": _view,
+    torch.reshape: _view,
+    "unflatten": _unflatten,
+    torch.unflatten: _unflatten,
+    "split": _split,
+    "split_with_sizes": _split,
+    "chunk": _split,
+    torch.split: _split,
+    torch.chunk: _split,
+    operator.getitem: _getitem,
+    "narrow": _narrow,
+    torch.narrow: _narrow,
+    F.conv1d: _conv,
+    F.conv2d: _conv,
+    F.conv3d: _conv,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+}
+
+
+# -- attributes of modules ----------------------------------------------------------
+
+
+def _groups_of(module: Any, x: torch.Tensor) -> int:
+    if module.groups == 1:
+        return 1
+    if module.transposed:
+        return int(module.groups * module.weight.shape[0] // module.in_channels)
+    return int(x.shape[1] // module.weight.shape[1])
+
+
+def _first_size(module: Any) -> int:
+    for name in ("weight", "running_mean", "bias"):
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            return int(tensor.shape[0])
+    return int(module.num_features)
+
+
+# Attribute → its value after growth, from the module's (new) tensors and its input.
+# ``groups`` comes before the channel counts that it is computed from.
+ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
+    "groups": _groups_of,
+    "num_groups": lambda m, x: x.shape[1] // (m.num_channels // m.num_groups),
+    "out_channels": lambda m, x: m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0],
+    "in_channels": lambda m, x: m.weight.shape[0] if m.transposed else m.weight.shape[1] * m.groups,
+    "out_features": lambda m, x: m.weight.shape[0],
+    "in_features": lambda m, x: m.weight.shape[1],
+    "num_features": lambda m, x: _first_size(m),
+    "num_channels": lambda m, x: x.shape[1],
+    "num_parameters": lambda m, x: m.weight.shape[0],
+    "embedding_dim": lambda m, x: m.weight.shape[1],
+    "normalized_shape": lambda m, x: tuple(x.shape[-len(m.normalized_shape) :]),
+}
+
+
+def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
+    """Bring a leaf module's attributes in line with its tensors; return the edits."""
+    if not type(module).__module__.startswith("torch.nn") or not isinstance(x, torch.Tensor):
+        return []
+    edits = []
+    for attribute, value in ATTRIBUTES.items():
+        old = module.__dict__.get(attribute)
+        if old is None:
+            continue
+        new = value(module, x)
+        if new != old:
+            setattr(module, attribute, new)
+            edits.append(f"{name}.{attribute}: {old} → {new}")
+    return edits

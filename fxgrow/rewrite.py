@@ -1,0 +1,229 @@
+"""Rewriting: insert new units, patch constants, check the partition into units."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from . import rules
+from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .errors import FxgrowError, UnsupportedError, VerificationError
+from .ir import Rewritten
+from .layout import Layout, lay_out
+from .module import GrownModule, copy_graph
+from .patch import PATCHES, Site, Sizes, patch_module
+from .preserve import new_tensors
+from .propagate import LabelMode, Propagation
+from .trace import no_fast_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .inspection import Inspection
+
+
+@dataclass(frozen=True, eq=False)
+class _Widened:
+    """A widened module tree with its graphs, before they become one module."""
+
+    root: nn.Module
+    graphs: dict[str, fx.Graph]
+    origins: dict[fx.Node, fx.Node]
+    edits: list[str]
+
+
+def rewrite(
+    model: nn.Module, inspection: Inspection, additions: Mapping[str, int], *, seed: int = 0, emit: str = "graph"
+) -> Rewritten:
+    """Return a widened copy of ``model``: ``additions`` units per group, function kept.
+
+    Raises
+    ------
+    UnsupportedError
+        When a size can't be made to fit.
+    VerificationError
+        When the widened model's units are not those of the original (partition check).
+    """
+    analysis = inspection.analysis
+    layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
+    tensors = new_tensors(layout, analysis.names, seed)
+    widened = _copy(model, analysis, tensors)
+    _patch_and_check(analysis, layout, widened)
+    if emit == "graph":
+        module: nn.Module = GrownModule(
+            widened.root, widened.graphs["eval"], widened.graphs["train"], type(model).__name__
+        )
+    else:
+        module = widened.root
+    return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
+
+
+def _copy(model: nn.Module, analysis: Analysis, tensors: Mapping[str, torch.Tensor]) -> _Widened:
+    """Copy the model; tensors that grow are replaced on the way, not copied twice."""
+    memo: dict[int, Any] = {}
+    for name, old in tensor_names(model).items():
+        new = tensors.get(name)
+        if new is None:
+            continue
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        memo[id(old)] = new
+    root = copy.deepcopy(model, memo)
+    origins: dict[fx.Node, fx.Node] = {}
+    graphs = {}
+    for mode, graph in analysis.traced.distinct:
+        nodes: dict[fx.Node, fx.Node] = {}
+        graphs[mode] = copy_graph(graph, nodes)
+        origins.update({new: old for old, new in nodes.items()})
+    graphs.setdefault("train", graphs["eval"])
+    return _Widened(root, graphs, origins, [])
+
+
+class _Widener(LabelExecutor):
+    """Runs the widened graph under label propagation, patching it on the way."""
+
+    def __init__(
+        self, widened: _Widened, analysis: Analysis, layout: Layout, state: Propagation, inputs: Any, shadow: nn.Module
+    ) -> None:
+        super().__init__(shadow, inputs, state)
+        self.widened = widened
+        self.real = dict(widened.root.named_modules(remove_duplicate=False))
+        self.sizes = Sizes(analysis.state.book, layout.gain)
+        self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
+
+    def compute(self, node: fx.Node) -> Any:
+        """Patch a node, run it, and hold its shape against what labels ask for."""
+        before = self.known.get(node)
+        touched = any(_touched(self.known.get(n), self.sizes) for n in (node, *node.all_input_nodes))
+        if touched:
+            self._patch(node)
+        try:
+            value = super().compute(node)
+        except FxgrowError as error:
+            raise UnsupportedError(f"{_place(node)} does not run at the new width: {error}") from error
+        if touched:
+            self._compare(node, before, value)
+        return value
+
+    def _patch(self, node: fx.Node) -> None:
+        old = (node.args, node.kwargs, node.target)
+        count = len(node.graph.nodes)
+        if node.op == "call_module":
+            name = str(node.target)
+            x = self.load(node.args[0]) if node.args else None
+            self.widened.edits.extend(patch_module(self.real[name], name, x))
+            patch_module(self.modules[name], name, x)
+        elif node.target in PATCHES:
+            PATCHES[node.target](Site(node, self.sizes, self.known, self.values))
+        if len(node.graph.nodes) > count:  # size expressions were put before the node
+            self._run_new(node)
+        if (node.args, node.kwargs, node.target) != old:
+            self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
+
+    def _run_new(self, node: fx.Node) -> None:
+        added, current = [], node.prev
+        while current not in self.values:
+            added.append(current)
+            current = current.prev
+        Executor.run(self, reversed(added))
+
+    def _compare(self, node: fx.Node, before: Any, value: Any) -> None:
+        for noted, tensor in _pairs(before, value):
+            wanted = self.sizes.shape(noted)
+            if wanted != tuple(tensor.shape):
+                raise UnsupportedError(
+                    f"{_place(node)} gives shape {tuple(tensor.shape)} at the new width where {wanted} is needed; "
+                    "exclude the group, or register how its sizes follow the width"
+                )
+
+
+def _touched(before: Any, sizes: Sizes) -> bool:
+    found: list[bool] = []
+
+    def look(noted: Any) -> Any:
+        if isinstance(noted, Noted):
+            found.append(any(sizes.gain[p.labels].any() for p in noted.planes))
+        return noted
+
+    _each_noted(before, look)
+    return any(found)
+
+
+def _each_noted(value: Any, look: Any) -> None:
+    if isinstance(value, Noted):
+        look(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _each_noted(item, look)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            _each_noted(item, look)
+
+
+def _pairs(before: Any, value: Any) -> list[tuple[Noted, torch.Tensor]]:
+    if isinstance(before, Noted):
+        return [(before, value)] if isinstance(value, torch.Tensor) else []
+    if isinstance(before, dict):
+        return [p for key, item in before.items() for p in _pairs(item, value[key])]
+    if isinstance(before, (tuple, list)):
+        return [p for a, b in zip(before, value, strict=False) for p in _pairs(a, b)]
+    return []
+
+
+def _place(node: fx.Node) -> str:
+    source = node.meta.get("source", "")
+    return f"node {node.name}" + (f" ({source})" if source else "")
+
+
+def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened) -> None:
+    """Run the widened graphs under labels; compare their partition with the expected one."""
+    from .trace import shadow
+
+    twin = shadow(widened.root)
+    names = tensor_names(twin)
+    state = Propagation({id(t): name for name, t in names.items()})
+    for mode, graph in list(widened.graphs.items()):
+        if mode == "train" and graph is widened.graphs["eval"]:
+            continue
+        twin.train(mode == "train")
+        run = _Widener(widened, analysis, layout, state, analysis.traced.inputs, twin)
+        with no_fast_path(), torch.no_grad(), torch.random.fork_rng(devices=[]), LabelMode(state, rules):
+            run.run(list(graph.nodes))
+    state.book.settle()
+    check_partition(state, layout)
+
+
+def check_partition(state: Propagation, layout: Layout) -> None:
+    """Compare the partition of slices into units with the expected one, exactly.
+
+    Raises
+    ------
+    VerificationError
+        When they differ.
+    """
+    if state.axes.keys() != layout.units.keys():
+        odd = sorted(state.axes.keys() ^ layout.units.keys())
+        raise VerificationError(f"the widened model uses other parameters than the original, e.g. {odd[:3]}")
+    expected = np.zeros(state.book.size, dtype=np.int64)
+    for axis, labels in state.axes.items():
+        if len(labels) != len(layout.units[axis]):
+            raise VerificationError(f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {len(layout.units[axis])}")
+        expected[labels] = layout.units[axis]
+    roots = state.book.find(np.arange(state.book.size))
+    by_root = np.zeros(state.book.size, dtype=np.int64)
+    by_root[roots] = expected
+    by_unit = np.zeros(int(expected.max()) + 1, dtype=np.int64)
+    by_unit[expected] = roots
+    wrong = (by_root[roots] != expected) | (by_unit[expected] != roots)
+    if wrong.any():
+        label = int(np.flatnonzero(wrong)[0])
+        tensor, dim = next((a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0))
+        raise VerificationError(
+            f"in the widened model {int(wrong.sum())} slices belong to other units than in the original, first in "
+            f"{tensor} (dim {dim}); the growth was refused: exclude this group"
+        )

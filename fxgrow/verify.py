@@ -1,0 +1,90 @@
+"""The numeric check: old and new model, same inputs, same outputs.
+
+Shares no code with the rewriter.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .ir import Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
+    """Compare outputs in eval and in train mode (same random state, dropout off).
+
+    Errors are relative to the largest absolute output of the original. Neither model
+    is changed: both run as copies that share their parameters.
+    """
+    dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
+    errors = {}
+    for training in (False, True):
+        with torch.no_grad(), _repeatable():
+            torch.manual_seed(0)
+            before = _run(old, example, training=training)
+            torch.manual_seed(0)
+            after = _run(new, example, training=training)
+        errors[training] = _difference(before, after)
+    return Verification(errors[False], errors[True], True, TOLERANCES.get(dtype, 1e-3), str(dtype).removeprefix("torch."))
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """Leave the caller's random state untouched."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _run(model: nn.Module, example: Any, *, training: bool) -> Any:
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    twin.train(training)
+    for module in twin.modules():
+        # A dropout mask's shape changes with the width: compare without it.
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    if isinstance(example, torch.Tensor):
+        return twin(example)
+    if isinstance(example, dict):
+        return twin(**example)
+    if isinstance(example, (tuple, list)):
+        return twin(*example)
+    return twin(*example.args, **example.kwargs)
+
+
+def _difference(before: Any, after: Any) -> float:
+    old, new = list(_tensors(before)), list(_tensors(after))
+    if len(old) != len(new) or any(a.shape != b.shape for a, b in zip(old, new, strict=False)):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(old, new, strict=True):
+        if not a.numel():
+            continue
+        if not a.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(a, b) else float("inf"))
+            continue
+        scale = a.abs().max().double().item() or 1.0
+        gap = (a.double() - b.double()).abs().max().item() / scale
+        worst = max(worst, gap if gap == gap else float("inf"))  # NaN counts as wrong
+    return worst
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
