@@ -1,0 +1,121 @@
+"""``package.module:name`` and ``file.py:name`` → objects."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fxgrow.errors import FileError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def is_code_reference(reference: str) -> bool:
+    """Whether ``reference`` looks like ``package.module:name`` or ``file.py:name``."""
+    place, colon, name = reference.rpartition(":")
+    return bool(colon and place and name.replace(".", "").isidentifier())
+
+
+def resolve(reference: str) -> Any:
+    """Import what ``package.module:name`` or ``file.py:name`` names.
+
+    Modules are also looked for in the current folder.
+
+    Raises
+    ------
+    FileError
+        If the file of ``file.py:name`` is missing.
+    InputError
+        If the module can't be imported or has no such name.
+    """
+    place, _, name = reference.rpartition(":")
+    module = _from_file(Path(place)) if place.endswith(".py") else _from_name(place)
+    value: Any = module
+    for part in name.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            offers = sorted(key for key in vars(module) if not key.startswith("_"))
+            listing = ", ".join(offers[:12]) or "nothing"
+            msg = f"{reference}: {place} has no {part!r}; it offers {listing}"
+            raise InputError(msg) from None
+    return value
+
+
+def call(factory: Any, reference: str) -> Any:
+    """Call what a reference named, without arguments.
+
+    Raises
+    ------
+    InputError
+        If it is not callable, or its call fails as a call without arguments would.
+    """
+    if not callable(factory):
+        msg = f"{reference}: is a {type(factory).__name__}, not a function or class to call"
+        raise InputError(msg)
+    try:
+        return factory()
+    except (TypeError, ValueError, RuntimeError, OSError, LookupError, AssertionError) as error:
+        msg = f"{reference}: calling it without arguments failed: {first_line(error)}"
+        raise InputError(msg) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type when it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _from_file(path: Path) -> Any:
+    if not path.is_file():
+        msg = f"{path}: there is no such file"
+        raise FileError(msg)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        msg = f"{path}: is no Python file"
+        raise FileError(msg)
+    known = sys.modules.get(path.stem)
+    if known is not None and _same_file(known, path):
+        return known
+    module = importlib.util.module_from_spec(spec)
+    if known is None:  # so that a pickle finds its classes; never hide another module
+        sys.modules[path.stem] = module
+    with _neighbours(path.parent), _import_errors(str(path)):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str) -> Any:
+    with _neighbours(Path.cwd()), _import_errors(name):
+        return importlib.import_module(name)
+
+
+def _same_file(module: Any, path: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve() == path.resolve()
+
+
+@contextlib.contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """Let modules in ``folder`` be imported; also later, by functions of the module."""
+    entry = str(folder.resolve())
+    if entry not in sys.path:
+        sys.path.append(entry)
+    yield
+
+
+@contextlib.contextmanager
+def _import_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        msg = f"{name}: the module {error.name!r} can't be found; install it or change folder"
+        raise InputError(msg) from error
+    except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
+        msg = f"{name}: importing it failed: {first_line(error)}"
+        raise InputError(msg) from error
