@@ -92,7 +92,6 @@ class Analysis:
 
     traced: Traced
     state: Propagation
-    names: dict[str, torch.Tensor]
     planes: dict[fx.Node, Any]
 
 
@@ -186,13 +185,12 @@ def analyse(traced: Traced) -> Analysis:
     DataError
         When the model does not run on the example inputs.
     """
-    names = tensor_names(traced.root)
-    state = Propagation({id(t): name for name, t in names.items()})
+    state = Propagation({id(t): name for name, t in tensor_names(traced.root).items()})
     planes: dict[fx.Node, Any] = {}
     for mode, graph in traced.distinct:
         planes.update(propagate(traced, mode, graph, state))
     state.book.settle()
-    return Analysis(traced, state, names, planes)
+    return Analysis(traced, state, planes)
 
 
 def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) -> dict[fx.Node, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import fx, nn
 
@@ -71,8 +71,8 @@ class GrownModule(fx.GraphModule):
         return clone
 
     def __reduce__(self) -> Any:
-        train = None if self.__dict__["_train_module"] is None else self.train_graph
-        return _rebuild, (self._holder(), self.graph, train, self._get_name())
+        train = None if self.__dict__["_train_module"] is None else _encode(self.train_graph)
+        return _rebuild, (self._holder(), _encode(self.graph), train, self._get_name())
 
 
 def _signature(function: Any) -> Any:
@@ -81,8 +81,59 @@ def _signature(function: Any) -> Any:
     return inspect.signature(function)
 
 
-def _rebuild(holder: nn.Module, graph: fx.Graph, train: fx.Graph | None, name: str) -> GrownModule:
-    return GrownModule(holder, graph, train, name)
+class _Ref(NamedTuple):
+    """Stands for a node in a pickled graph."""
+
+    name: str
+
+
+def _encode(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """Return a graph's nodes as plain tuples, so that a pickle holds no source code."""
+    refs = {node: _Ref(node.name) for node in graph.nodes}
+
+    def plain(args: Any) -> Any:
+        return fx.node.map_arg(args, refs.__getitem__)
+
+    return [(n.name, n.op, n.target, plain(n.args), plain(n.kwargs), n.type) for n in graph.nodes]
+
+
+def _decode(records: list[tuple[Any, ...]]) -> fx.Graph:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def real(value: Any) -> Any:
+        if isinstance(value, _Ref):
+            return nodes[value.name]
+        if isinstance(value, slice):
+            return slice(real(value.start), real(value.stop), real(value.step))
+        if isinstance(value, (tuple, list)):
+            return type(value)(real(v) for v in value)
+        if isinstance(value, dict):
+            return {k: real(v) for k, v in value.items()}
+        return value
+
+    for name, op, target, args, kwargs, kind in records:
+        nodes[name] = graph.create_node(op, target, real(_lists(args)), real(_lists(kwargs)), name, kind)
+    return graph
+
+
+def _lists(value: Any) -> Any:
+    """Turn fx's immutable containers into plain ones (references stay)."""
+    if isinstance(value, _Ref):
+        return value
+    if isinstance(value, list):
+        return [_lists(v) for v in value]
+    if isinstance(value, tuple):
+        return tuple(_lists(v) for v in value)
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in value.items()}
+    return value
+
+
+def _rebuild(
+    holder: nn.Module, graph: list[tuple[Any, ...]], train: list[tuple[Any, ...]] | None, name: str
+) -> GrownModule:
+    return GrownModule(holder, _decode(graph), None if train is None else _decode(train), name)
 
 
 def copy_graph(graph: fx.Graph, nodes: dict[fx.Node, fx.Node] | None = None) -> fx.Graph:

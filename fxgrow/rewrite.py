@@ -51,7 +51,8 @@ def rewrite(
     """
     analysis = inspection.analysis
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
-    tensors = new_tensors(layout, analysis.names, seed)
+    # The shadow of the analysis has run in train mode: take the model's own buffers.
+    tensors = new_tensors(layout, tensor_names(model), seed)
     widened = _copy(model, analysis, tensors)
     _patch_and_check(analysis, layout, widened)
     if emit == "graph":
