@@ -362,9 +362,9 @@ def _mismatches(
     yield from (f"the base has no {name!r}" for name in state if name not in wanted)
 
 
-def _zeros(entry: Any) -> Any:
-    if not isinstance(entry, dict) or "shape" not in entry:
-        return entry  # not a tensor: a number or a flag, kept as it is
+def _zeros(entry: Mapping[str, Any]) -> Any:
+    if "value" in entry:
+        return entry["value"]  # a number or a flag
     return torch.zeros(tuple(entry["shape"]), dtype=getattr(torch, entry["dtype"]))
 
 

@@ -97,7 +97,8 @@ def growth_dict(
     verification : Verification, optional
         Whether the function was kept.
     module : torch.nn.Module, optional
-        The grown module, if there is one already: its parameters are counted.
+        The grown module, if there is one already: its parameters are counted. Without
+        it the new number of parameters is the plan's price.
 
     Returns
     -------
@@ -119,10 +120,16 @@ def growth_dict(
             "units": sum(row["width"] for row in rows),
             "new_units": sum(row["new_width"] for row in rows),
             "params": int(inspection.params),
-            "new_params": None if module is None else count_params(module),
+            "new_params": _new_params(inspection, plan, module),
         },
         "verification": None if verification is None else verification_dict(verification),
     }
+
+
+def _new_params(inspection: Inspection, plan: Plan, module: torch.nn.Module | None) -> int:
+    if module is not None:
+        return count_params(module)
+    return int(inspection.params) + inspection.costs.params(inspection.groups, plan.additions)
 
 
 def _growth_row(group: Group, plan: Plan, votes: Votes | None) -> dict[str, Any]:

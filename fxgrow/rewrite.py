@@ -75,6 +75,7 @@ def _copy(model: nn.Module, analysis: Analysis, tensors: Mapping[str, torch.Tens
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
     root = copy.deepcopy(model, memo)
+    _add_constants(root, analysis)
     origins: dict[fx.Node, fx.Node] = {}
     graphs = {}
     for mode, graph in analysis.traced.distinct:
@@ -83,6 +84,15 @@ def _copy(model: nn.Module, analysis: Analysis, tensors: Mapping[str, torch.Tens
         origins.update({new: old for old, new in nodes.items()})
     graphs.setdefault("train", graphs["eval"])
     return _Widened(root, graphs, origins, [])
+
+
+def _add_constants(root: nn.Module, analysis: Analysis) -> None:
+    """Give the copy the tensor constants that tracing found in the model's code."""
+    for _, graph in analysis.traced.distinct:
+        for node in graph.nodes:
+            name = str(node.target)
+            if node.op == "get_attr" and "." not in name and not hasattr(root, name):
+                root.register_buffer(name, getattr(analysis.traced.root, name).clone(), persistent=False)
 
 
 class _Widener(LabelExecutor):

@@ -97,6 +97,13 @@ def _location() -> str:
     return ""
 
 
+class _Proxy(fx.Proxy):
+    """A traced value that can also be written into."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
 class _Tracer(fx.Tracer):
     """Symbolic tracer that knows the example inputs."""
 
@@ -155,6 +162,10 @@ class _Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["source"] = _location()
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node."""
+        return _Proxy(node, self)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         for node in reversed(list(self.graph.nodes)):
@@ -240,7 +251,8 @@ def guard(value: Any, expected: bool) -> None:
         )
 
 
-fx.node._side_effectful_functions.add(guard)
+# Passes that drop unused nodes must keep both: they have effects but no readers.
+fx.node._side_effectful_functions.update({guard, operator.setitem})
 
 
 def _is_wrapped(target: Any) -> bool:
