@@ -217,7 +217,8 @@ def _unpickle(path: Path, trust: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
-        msg = f"{path}: needs code that is not here ({first_line(error)}); install it or change folder"
+        why = first_line(error)
+        msg = f"{path}: needs code that is not here ({why}); install it or change folder"
         raise FileError(msg) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         msg = f"{path}: damaged ({first_line(error)}); get it again"

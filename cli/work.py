@@ -1,0 +1,213 @@
+"""What the commands do, between the references and the rendering."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import fxgrow
+from fxgrow import io, report
+from fxgrow.errors import FileError, InputError
+
+from .data import find_data, random_data
+from .discover import Found, find_model
+from .references import is_code_reference, resolve
+from .shapes import describe, find_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from fxgrow import Inspection
+
+RANDOM_BATCH, DATA_BATCH = 8, 32
+RANDOM_VOTES = (
+    "These votes were cast on random inputs and targets: they know the architecture, not the task "
+    "(--data makes them know it)."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A model with inputs that it takes (None only where data will tell)."""
+
+    found: Found
+    inputs: Any
+    given: bool
+
+    @property
+    def shape(self) -> str:
+        """The inputs' shapes, as ``--input`` takes them."""
+        return describe(self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A growth about to be planned or done."""
+
+    found: Found
+    data: Any
+    options: Mapping[str, Any]
+
+    def plan(self, device: str | None) -> dict[str, Any]:
+        """Vote and plan; grow nothing."""
+        model = self.found.model if device is None else self.found.model.to(device)
+        options = dict(self.options)
+        options["example_inputs"] = _moved(options["example_inputs"], device)
+        inspection, votes, plan = fxgrow.plan_for(model, self.data, **options)
+        return {**report.growth_dict(inspection, plan, votes=votes), "output": None}
+
+    def grow(self, device: str | None, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
+        """Grow and write."""
+        growth = fxgrow.expand(
+            self.found.model, self.data, device=device, **self.options, **growing
+        )
+        if target.suffix == ".safetensors":
+            io.save(growth, target, history=self.found.history)
+        else:
+            io.pickle_module(growth.module, target)
+        return {**growth.report, "output": str(target)}
+
+
+def open_model(
+    reference: str,
+    arch: str | None,
+    trust_pickle: bool,
+    shapes: Sequence[str],
+    seed: int,
+    *,
+    needed: bool = True,
+) -> Opened:
+    """Load a model and find inputs for it.
+
+    ``needed=False``: without inputs there is no error, for the data will show them.
+    """
+    found = find_model(reference, arch=arch, trust_pickle=trust_pickle, seed=seed)
+    try:
+        inputs = find_inputs(found, shapes, seed)
+    except InputError:
+        if needed or shapes:
+            raise
+        inputs = None
+    return Opened(found, inputs, bool(shapes))
+
+
+def inspect(
+    opened: Opened, include: Sequence[str], exclude: Sequence[str], *, strict: bool
+) -> Inspection:
+    """Inspect an opened model."""
+    return fxgrow.inspect(
+        opened.found.model, opened.inputs, include=include, exclude=exclude, strict=strict
+    )
+
+
+def write_inspection(inspection: Inspection, path: Path) -> None:
+    """Write an inspection as JSON, HTML or DOT, atomically."""
+    if path.suffix == ".json":
+        text = json.dumps(inspection.to_dict(), indent=2)
+    elif path.suffix == ".html":
+        text = report.inspection_html(inspection)
+    else:
+        text = inspection.to_dot()
+    io.atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def prepare(
+    opened: Opened, data: str | None, batch_size: int | None, options: Mapping[str, Any]
+) -> Task:
+    """Load the data, or make random ones where only votes need any."""
+    found, inputs, seed = opened.found, opened.inputs, options["seed"]
+    batches: Any = None
+    if data is not None:
+        size = batch_size or DATA_BATCH
+        batches = find_data(data, found.model, inputs=inputs, batch_size=size, seed=seed)
+    elif options["distributor"] == "svod":
+        size = batch_size or RANDOM_BATCH
+        batches = random_data(found.model, inputs, batch_size=size, seed=seed)
+    # the data's own first batch is the better example, unless inputs were named
+    example = inputs if data is None or opened.given else None
+    return Task(found, batches, {**options, "example_inputs": example})
+
+
+def find_loss(reference: str | None) -> Any:
+    """Turn ``--loss`` into a name or a function."""
+    if reference is None or not is_code_reference(reference):
+        return reference
+    function = resolve(reference)
+    # a class such as torch.nn:L1Loss is meant as its instance
+    return function() if isinstance(function, type) else function
+
+
+def check_device(device: str | None) -> None:
+    """Raise unless ``device`` names a device that is there."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        lines = str(error).strip().splitlines() or ["not available"]
+        msg = f"--device {device}: {lines[0]}; name one that is here, e.g. cpu"
+        raise InputError(msg) from error
+
+
+def output_for(model: str, output: Path | None) -> Path:
+    """Return ``-o``, or ``<stem>-grown.safetensors`` in the current folder."""
+    if output is not None:
+        return output
+    path = Path(model)
+    is_file = path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
+    stem = path.stem if is_file else model.rpartition(":")[2].rpartition(".")[2]
+    return Path(f"{stem}-grown.safetensors")
+
+
+def check_output(path: Path, suffixes: set[str], *, force: bool, source: str | None = None) -> None:
+    """Raise early, before the work, where the output could not be written at its end.
+
+    Raises
+    ------
+    FileError
+        Unknown suffix, no such folder, not writable, or a file in the way.
+    """
+    if path.suffix not in suffixes:
+        msg = f"{path}: an output ends in {' or '.join(sorted(suffixes))}; rename it with -o"
+        raise FileError(msg)
+    folder = path.parent
+    if not folder.is_dir():
+        msg = f"{path}: there is no folder {folder}; create it or choose another with -o"
+        raise FileError(msg)
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        msg = f"{path}: can't be written; choose another place with -o"
+        raise FileError(msg)
+    if force or not path.exists():
+        return
+    if source is not None and Path(source).exists() and path.samefile(source):
+        msg = f"{path}: is the input itself; choose another with -o, or --force to replace it"
+        raise FileError(msg)
+    msg = f"{path}: exists already; choose another with -o, or --force to replace it"
+    raise FileError(msg)
+
+
+def remarks(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the closing lines of an expansion."""
+    if result["random_votes"]:
+        yield RANDOM_VOTES
+    if result.get("adjusting"):
+        yield "Then adjusted (SWE): the function has moved on from the one checked at insertion."
+    if result["output"] is None:
+        yield "Dry run: nothing was grown, nothing was written."
+    else:
+        yield f"Written to {result['output']}."
+
+
+def _moved(inputs: Any, device: str | None) -> Any:
+    if device is None or inputs is None:
+        return inputs
+    if isinstance(inputs, dict):
+        return {name: _moved(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(_moved(value, device) for value in inputs)
+    return inputs.to(device) if isinstance(inputs, torch.Tensor) else inputs
