@@ -214,7 +214,7 @@ class PairwiseCoupling:
     delta: torch.Tensor
     moments: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     steps: int = 0
-    chunk: int = field(default=CHUNK)
+    chunk: int = field(default_factory=lambda: CHUNK)
 
     @classmethod
     def start(cls, rows: Rows, like: torch.Tensor, setup: CouplingSetup) -> PairwiseCoupling:

@@ -115,24 +115,36 @@ def _signatures(census: _Census) -> np.ndarray:
 def group_units(analysis: Analysis) -> Grouping:
     """Collect units into groups and price them."""
     census = _census(analysis)
+    groups, widths = _group_ids(census)
+    # Stable within a group: units in order of their roots, slices in order of position.
+    rank = groups * (int(census.roots.max()) + 1) + census.roots
+    members: dict[int, list[Slot]] = defaultdict(list)
+    reasons: dict[int, int] = {}
+    for (name, dim), start, size in zip(census.axes, census.starts, census.sizes, strict=True):
+        own = groups[start : start + size]
+        order = np.argsort(rank[start : start + size], kind="stable")
+        own = own[order]
+        cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
+        role = _role(analysis, (name, dim))
+        for positions in np.split(order, cuts) if len(cuts) else [order]:
+            first = start + positions[0]
+            key = int(groups[first])
+            members[key].append(Slot(name, dim, role, positions.reshape(widths[key], -1)))
+            reasons[key] = int(census.frozen_by[census.roots[first]])
+    return _finish(analysis, census, members, reasons)
+
+
+def _group_ids(census: _Census) -> tuple[np.ndarray, np.ndarray]:
+    """Group of every label, and the number of units of every group."""
     signatures = _signatures(census)
     # A signature that is partly frozen makes two groups.
     keys = signatures ^ (census.frozen_by[census.roots] + 1).astype(np.uint64)
     keys[census.roots == 0] = 0
-    members: dict[int, list[Slot]] = defaultdict(list)
-    reasons: dict[int, int] = {}
-    for index, (name, dim) in enumerate(census.axes):
-        start, size = census.starts[index], census.sizes[index]
-        own, roots = keys[start : start + size], census.roots[start : start + size]
-        for key in [own[0]] if (own == own[0]).all() else np.unique(own):
-            positions = np.flatnonzero(own == key)
-            units = roots[positions]
-            order = np.argsort(units, kind="stable")
-            width = len(np.unique(units))
-            slot = Slot(name, dim, _role(analysis, (name, dim)), positions[order].reshape(width, -1))
-            members[int(key)].append(slot)
-            reasons[int(key)] = int(census.frozen_by[units[0]])
-    return _finish(analysis, census, members, reasons)
+    heads = np.flatnonzero(census.roots == np.arange(len(census.roots)))
+    _, ids = np.unique(keys[heads], return_inverse=True)
+    of_root = np.zeros(len(census.roots), dtype=np.int64)
+    of_root[heads] = ids
+    return of_root[census.roots], np.bincount(ids)
 
 
 def _role(analysis: Analysis, axis: Axis) -> str:

@@ -184,6 +184,9 @@ class LabelBook:
             for plane in planes:
                 lifted = _lift(plane, ndim, keep_zero=product)
                 bare = tuple(d for d in lifted.dims if any(d in big and d not in lab for big, lab in others))
+                if bare and bare == lifted.dims:
+                    self.freeze(lifted.labels, "unlabelled", where)
+                    continue
                 if bare:
                     self.unlabelled.append(Unlabelled(lifted.labels, bare, where))
                 self._join(result, known, lifted, where)

@@ -188,7 +188,7 @@ def _order(
     groups: Sequence[Group], votes: Votes, counts: Mapping[str, int], unit: Unit
 ) -> list[str]:
     """Names of groups in the order in which single units are bought."""
-    prices = {group.name: price(group, unit) for group in groups}
+    prices = {group.name: max(1, price(group, unit)) for group in groups}
     if unit != "neurons" and votes.values:
         steep = [
             (float(value) / prices[group.name], number, group.name)
@@ -209,7 +209,7 @@ def _order(
 
 
 def price(group: Group, unit: Unit) -> int:
-    """Cost of one unit of a group while all others keep their width, at least 1."""
+    """Cost of one unit of a group while all others keep their width."""
     prices = {
         "neurons": group.rows_per_unit,
         "params": group.params_per_unit,
@@ -217,7 +217,7 @@ def price(group: Group, unit: Unit) -> int:
     }
     if unit not in prices:
         raise InputError(f"unknown budget unit {unit!r}; take one of {', '.join(prices)}")
-    return max(1, prices[unit])
+    return prices[unit]
 
 
 @dataclass(frozen=True)

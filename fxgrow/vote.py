@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .data import LossFn, Progress, batch_loss, batches, count_batches, seeded
-from .errors import InputError
+from .errors import BudgetError, InputError
 from .ir import Group, GrownGroup, GrownSlot, Unit, Votes
 from .plan import price
 
@@ -52,17 +52,28 @@ def candidate_count(
     ------
     InputError
         An unknown word or a number below 1.
+    BudgetError
+        No unit of any growable group can be bought.
     """
     if candidates not in ("auto", "paper") and (isinstance(candidates, str) or candidates < 1):
         raise InputError(
             f"candidates is {candidates!r}; take 'auto', 'paper' or a number of 1 or more"
         )
+    steps = {
+        group.name: price(group, unit) * group.multiple_of for group in groups if group.growable
+    }
+    steps = {name: step for name, step in steps.items() if step}
+    if steps and min(steps.values()) > budget:
+        cheapest = min(steps, key=lambda name: steps[name])
+        raise BudgetError(
+            f"a budget of {budget:g} {unit} buys nothing: the cheapest step is one of "
+            f"{cheapest!r} for {steps[cheapest]} {unit}"
+        )
     counts = {}
     for group in groups:
-        cost = price(group, unit)
-        if not group.growable or cost * group.multiple_of > budget:
-            continue  # no unit of it can be bought
-        units = candidates if isinstance(candidates, int) else int(2 * budget // cost)
+        if not 0 < steps.get(group.name, 0) <= budget:
+            continue  # frozen, free in this unit, or too dear
+        units = candidates if isinstance(candidates, int) else int(2 * budget // price(group, unit))
         if candidates == "auto":
             units = min(units, group.width)
         counts[group.name] = max(1, units // group.multiple_of) * group.multiple_of
@@ -356,7 +367,7 @@ def cast_votes(
     DataError
         See :func:`fxgrow.data.batch_loss`.
     """
-    prices = {group.name: price(group, unit) for group in groups}
+    prices = {group.name: max(1, price(group, unit)) for group in groups}
     with seeded(seed, module):
         fill_candidates(module, grown, torch.Generator().manual_seed(seed), scale)
         train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress)
