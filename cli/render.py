@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -92,7 +93,7 @@ def _frozen(out: Console, groups: list[Mapping[str, Any]]) -> None:
     table.add_column("at", overflow="fold")
     for group in groups:
         reason = group["reason"] or {"message": "", "source": "", "node": ""}
-        where = reason["source"] or reason["node"]
+        where = _short_path(reason["source"]) or reason["node"]
         table.add_row(
             escape(group["name"]), f"{group['width']:,}", escape(reason["message"]), escape(where)
         )
@@ -106,7 +107,9 @@ def _unsupported(out: Console, operations: list[Mapping[str, Any]]) -> None:
     for name in ("operation", "calls", "first at"):
         table.add_column(name, overflow="fold")
     for op in operations:
-        table.add_row(escape(op["op"]), str(op["count"]), escape(op["source"] or op["node"]))
+        table.add_row(
+            escape(op["op"]), str(op["count"]), escape(_short_path(op["source"]) or op["node"])
+        )
     out.print(table)
 
 
@@ -128,7 +131,7 @@ def growth(data: Mapping[str, Any]) -> None:
         )
     out.print(table)
     for line in _summary(data):
-        out.print(line)
+        out.print(line, soft_wrap=True)
 
 
 def _summary(data: Mapping[str, Any]) -> Iterator[str]:
@@ -151,13 +154,18 @@ def _summary(data: Mapping[str, Any]) -> Iterator[str]:
 
 def line(message: str) -> None:
     """Write one plain line to stdout."""
-    _stdout().print(escape(message))
+    _stdout().print(escape(message), soft_wrap=True)
 
 
 def _stdout() -> Console:
     # to a file or pipe: wide enough that no table is squeezed
     width = None if sys.stdout.isatty() else 120
     return Console(soft_wrap=False, highlight=False, width=width)
+
+
+def _short_path(source: str) -> str:
+    """Drop where packages are installed, and the current folder."""
+    return source.rpartition("site-packages/")[2].removeprefix(f"{Path.cwd()}/")
 
 
 def _shortened(layers: list[str], most: int = 4) -> str:
