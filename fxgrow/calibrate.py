@@ -131,7 +131,8 @@ class _BatchStatistics(TorchFunctionMode):
         if id(mean) not in self.names and id(var) not in self.names:
             return
         dims = [dim for dim in range(values.ndim) if dim > 1 or (dim == 0 and not single)]
-        batch_var, batch_mean = torch.var_mean(values.float(), dim=dims)
+        exact = values if values.dtype == torch.float64 else values.float()
+        batch_var, batch_mean = torch.var_mean(exact, dim=dims)
         if single:
             batch_var, batch_mean = batch_var.mean(0), batch_mean.mean(0)
         for buffer, value in ((mean, batch_mean), (var, batch_var)):

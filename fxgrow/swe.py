@@ -45,7 +45,7 @@ class AdjustedGroup:
     skipped : str
         Why nothing was done, else empty.
     couplings : dict of str to torch.Tensor, shape ``(new, old, entries)``
-        Final D by tensor; only where D is stored (dense).
+        Final D by tensor, if asked for with ``keep_couplings``.
     """
 
     name: str
@@ -74,6 +74,7 @@ class _Settings:
     epochs: int
     adam: AdamSettings
     optimizer: OptimizerFactory
+    keep: bool
     initial: Mapping[str, Mapping[str, torch.Tensor]]
 
 
@@ -91,6 +92,7 @@ def adjust(
     weight_decay: float | None = None,
     order: Sequence[str] | None = None,
     couplings: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    keep_couplings: bool = False,
     optimizer: OptimizerFactory | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -127,6 +129,8 @@ def adjust(
         Names of the groups to adjust, in that order; deepest first by default.
     couplings : dict of str to dict of str to torch.Tensor, optional
         Initial D by group and tensor, shape ``(new, old, ...)``; dense only.
+    keep_couplings : bool
+        Put the final D into the report, where D is stored (dense).
     optimizer : callable, optional
         Makes the optimizer of a list of tensors, in place of Adam. (Pairwise couplings
         step by themselves.)
@@ -148,7 +152,9 @@ def adjust(
     DataError
         See :func:`fxgrow.data.batch_loss`.
     """
-    settings = _settings(coupling, paper, epochs, lr, betas, weight_decay, couplings, optimizer)
+    settings = _settings(
+        coupling, paper, epochs, lr, betas, weight_decay, couplings, keep_couplings, optimizer
+    )
     turns = _turns(grown, order)
     report = AdjustReport(settings.coupling, epochs)
     if not epochs:
@@ -174,6 +180,7 @@ def _settings(
     betas: tuple[float, float],
     weight_decay: float | None,
     couplings: Mapping[str, Mapping[str, torch.Tensor]] | None,
+    keep: bool,
     optimizer: OptimizerFactory | None,
 ) -> _Settings:
     name = "dense" if paper else coupling
@@ -194,7 +201,7 @@ def _settings(
         raise InputError(f"coupling {name!r} stores no couplings; initial ones need 'dense'")
     adam = AdamSettings(lr=lr, betas=betas, weight_decay=decay)
     factory = optimizer or (lambda tensors: _adam(tensors, adam))
-    return _Settings(name, paper, epochs, adam, factory, couplings or {})
+    return _Settings(name, paper, epochs, adam, factory, keep, couplings or {})
 
 
 def _adam(tensors: list[torch.Tensor], adam: AdamSettings) -> torch.optim.Optimizer:
@@ -260,7 +267,7 @@ def _adjust_group(
             site.name: coupling.couplings.detach()
             for site in sites
             for _, coupling in site.views
-            if isinstance(coupling, DenseCoupling)
+            if settings.keep and isinstance(coupling, DenseCoupling)
         },
     )
 

@@ -257,6 +257,7 @@ def replay_swe(case: Case, i: int) -> tuple[float, float]:
         coupling="dense",
         paper=is_paper(case),
         weight_decay=float(arrays["adam_weight_decay"]),
+        keep_couplings=True,
         couplings={f"layer{i}": {key: torch.from_numpy(d) for key, d in given.items()}},
     )
     after = f"swe/{i}/after/"
