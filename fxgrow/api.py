@@ -402,7 +402,8 @@ def expand(
     growth = _grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
     options = ExtendOptions(coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed)
     training = growth.module.training
-    adjusted = extend(growth.module, growth.groups, data if adjust_epochs else None, loss, options, progress)
+    fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
+    adjusted = extend(growth.module, fresh, data if adjust_epochs else None, loss, options, progress)
     growth.module.train(training)
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)

@@ -59,7 +59,7 @@ def attention_forward(
     mask = None
     if attn_mask is not None or key_padding_mask is not None or is_causal:
         mask = _merged_mask(query, attn_mask, key_padding_mask, num_heads, is_causal)
-    dropout = dropout_p if training else 0.0
+    dropout = dropout_p if dropout_p and training else 0.0
     if not need_weights:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         weights_out = None

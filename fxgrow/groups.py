@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,8 @@ MESSAGES = {
     "unread": "nothing reads these units",
     "excluded": "left out by include/exclude",
 }
-_INTERFACE = "input"
+# Reductions over the channels that do not change when every channel is repeated.
+COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ def _census(analysis: Analysis) -> _Census:
     reasons = [_reason("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
-    events += [(m.labels, m.code, m.where) for m in book.mixings]
+    events += [(m.labels, m.code, m.where) for m in book.mixings if m.code not in COPY_INVARIANT]
     for labels, code, where in events:
         hit = roots[labels.reshape(-1)]
         hit = hit[frozen_by[hit] < 0]
@@ -115,7 +116,9 @@ def _signatures(census: _Census) -> np.ndarray:
 def group_units(analysis: Analysis) -> Grouping:
     """Collect units into groups and price them."""
     census = _census(analysis)
-    groups, widths = _group_ids(census)
+    signatures = _signatures(census)
+    mixed = _judge_mixings(analysis, census, signatures)
+    groups, widths = _group_ids(census, signatures)
     # Stable within a group: units in order of their roots, slices in order of position.
     rank = groups * (int(census.roots.max()) + 1) + census.roots
     members: dict[int, list[Slot]] = defaultdict(list)
@@ -131,12 +134,46 @@ def group_units(analysis: Analysis) -> Grouping:
             key = int(groups[first])
             members[key].append(Slot(name, dim, role, positions.reshape(widths[key], -1)))
             reasons[key] = int(census.frozen_by[census.roots[first]])
-    return _finish(analysis, census, members, reasons)
+    copied = {int(groups[label]) for label in mixed}
+    return _finish(analysis, census, members, reasons, copied)
 
 
-def _group_ids(census: _Census) -> tuple[np.ndarray, np.ndarray]:
+def _judge_mixings(analysis: Analysis, census: _Census, signatures: np.ndarray) -> list[int]:
+    """Find units that are normalised over the channels; return a label of each such group.
+
+    Where the reduction covers a whole group evenly, repeating all of its units keeps it.
+    Otherwise the units are frozen.
+    """
+    roots, frozen_by = census.roots, census.frozen_by
+    sizes = Counter(signatures[roots == np.arange(len(roots))].tolist())
+    even: list[int] = []
+    for labels, code, where in analysis.state.book.mixings:
+        if code not in COPY_INVARIANT:
+            continue
+        units, counts = np.unique(roots[labels], return_counts=True)
+        own = signatures[units]
+        whole = (own == own[0]).all() and (counts == counts[0]).all() and sizes[int(own[0])] == len(units)
+        if whole and not _tied(analysis, census, int(own[0]), signatures):
+            even.append(int(units[0]))
+            continue
+        open_units = units[frozen_by[units] < 0]
+        frozen_by[open_units] = len(census.reasons)
+        census.reasons.append(_reason(code, where))
+    return even
+
+
+def _tied(analysis: Analysis, census: _Census, signature: int, signatures: np.ndarray) -> bool:
+    """Whether an axis of the group is both written and read (copies would contradict)."""
+    closers, roles = analysis.state.book.closers, analysis.state.roles
+    return any(
+        axis in closers and "producer" in roles.get(axis, ()) and signature in signatures[start : start + size]
+        for axis, start, size in zip(census.axes, census.starts, census.sizes, strict=True)
+        if axis in closers and axis in roles
+    )
+
+
+def _group_ids(census: _Census, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Group of every label, and the number of units of every group."""
-    signatures = _signatures(census)
     # A signature that is partly frozen makes two groups.
     keys = signatures ^ (census.frozen_by[census.roots] + 1).astype(np.uint64)
     keys[census.roots == 0] = 0
@@ -155,7 +192,11 @@ def _role(analysis: Analysis, axis: Axis) -> str:
 
 
 def _finish(
-    analysis: Analysis, census: _Census, members: dict[int, list[Slot]], reasons: dict[int, int]
+    analysis: Analysis,
+    census: _Census,
+    members: dict[int, list[Slot]],
+    reasons: dict[int, int],
+    copied: set[int],
 ) -> Grouping:
     taken: set[str] = set()
     draft: list[Group] = []
@@ -163,7 +204,7 @@ def _finish(
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None and not any(s.role == "consumer" for s in slots):
             reason = _reason("unread", None)
-        draft.append(_draft(slots, reason, taken))
+        draft.append(_draft(slots, reason, taken, copies=key in copied))
     costs = _costs(analysis, draft)
     priced = []
     for group in draft:
@@ -178,7 +219,7 @@ def _finish(
     return Grouping(growable, frozen, costs, _coverage(analysis, growable))
 
 
-def _draft(slots: list[Slot], reason: Reason | None, taken: set[str]) -> Group:
+def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies: bool) -> Group:
     first = next((s for s in slots if s.role == "producer"), slots[0])
     base = first.tensor.rsplit(".", 1)[0] if "." in first.tensor else first.tensor
     name, count = base, 1
@@ -189,7 +230,8 @@ def _draft(slots: list[Slot], reason: Reason | None, taken: set[str]) -> Group:
     rows = [s.positions.shape[1] for s in slots if s.role in {"producer", "consumer"}] or [1]
     layers = dict.fromkeys(s.tensor.rsplit(".", 1)[0] if "." in s.tensor else s.tensor for s in slots)
     width = slots[0].positions.shape[0]
-    return Group(name, width, 1, min(rows), 0, 0, tuple(layers), tuple(slots), reason)
+    step, recipe = (width, "copies") if copies else (1, "fresh")
+    return Group(name, width, step, min(rows), 0, 0, tuple(layers), tuple(slots), reason, recipe)
 
 
 def _costs(analysis: Analysis, groups: list[Group]) -> CostModel:

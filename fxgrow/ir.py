@@ -72,6 +72,9 @@ class Group:
     """Units that are alike: one width of the network.
 
     ``width`` and additions are in units; a unit costs ``rows_per_unit`` neurons.
+    ``recipe`` says how new units are filled: ``"fresh"`` (producers random, consumers
+    zero) or ``"copies"`` (every unit is copied, consumers are split; for units that a
+    normalisation over the channels mixes, so ``multiple_of`` is the whole width).
     ``params_per_unit`` (elements) and ``flops_per_unit`` (2 per multiply-add on the
     example inputs) hold while all other groups keep their width.
     """
@@ -85,6 +88,7 @@ class Group:
     layers: tuple[str, ...]
     slots: tuple[Slot, ...]
     reason: Reason | None = None
+    recipe: str = "fresh"
 
     @property
     def growable(self) -> bool:

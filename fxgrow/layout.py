@@ -48,28 +48,36 @@ class _Block(NamedTuple):
     added: int
     owner: int  # index of the group
     slot: int
+    unit: int
 
 
 def lay_out(
     book: LabelBook, axes: Mapping[Axis, Labels], groups: Sequence[Group], additions: Mapping[str, int]
 ) -> Layout:
-    """Insert new units after each contiguous block of their template, the last unit."""
+    """Insert new units after each contiguous block of their template.
+
+    The template of fresh units is the last unit; copies have each unit as a template.
+    """
     growing = [g for g in groups if additions.get(g.name, 0) > 0]
     gain = np.zeros(book.size, dtype=np.int64)
     blocks: dict[Axis, list[_Block]] = defaultdict(list)
     for owner, group in enumerate(growing):
-        added = additions[group.name]
+        copies = group.recipe == "copies"
+        added = additions[group.name] // (group.width if copies else 1)
         for index, slot in enumerate(group.slots):
             axis = (slot.tensor, slot.dim)
-            template = np.sort(slot.positions[-1])
-            gain[axes[axis][template]] = added
-            for run in np.split(template, np.flatnonzero(np.diff(template) > 1) + 1):
-                blocks[axis].append(_Block(int(run[0]), int(run[-1]), added, owner, index))
+            for unit in range(group.width) if copies else (group.width - 1,):
+                template = np.sort(slot.positions[unit])
+                gain[axes[axis][template]] = added
+                for run in np.split(template, np.flatnonzero(np.diff(template) > 1) + 1):
+                    blocks[axis].append(_Block(int(run[0]), int(run[-1]), added, owner, index, unit))
     sources: dict[Axis, np.ndarray] = {}
-    fresh: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
+    fresh: dict[tuple[int, int, int], list[np.ndarray]] = defaultdict(list)
     for axis, own in blocks.items():
         sources[axis] = _insert(len(axes[axis]), sorted(own), fresh)
-    slots: dict[tuple[int, int], np.ndarray] = {key: np.concatenate(parts, axis=1) for key, parts in fresh.items()}
+    slots: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
+    for (owner, index, _), parts in sorted(fresh.items()):
+        slots[owner, index].append(np.concatenate(parts, axis=1))
     maps: dict[str, dict[int, AxisMap]] = defaultdict(dict)
     for (tensor, dim), source in sources.items():
         maps[tensor][dim] = AxisMap(len(source), _old_positions(len(axes[tensor, dim]), blocks[tensor, dim]))
@@ -77,14 +85,14 @@ def lay_out(
     grown = []
     for owner, group in enumerate(growing):
         own_slots = tuple(
-            GrownSlot(s.tensor, s.dim, s.role, maps[s.tensor][s.dim].old[s.positions], slots[owner, i])
+            GrownSlot(s.tensor, s.dim, s.role, maps[s.tensor][s.dim].old[s.positions], np.concatenate(slots[owner, i]))
             for i, s in enumerate(group.slots)
         )
-        grown.append(GrownGroup(group.name, group.width, additions[group.name], own_slots))
+        grown.append(GrownGroup(group.name, group.width, additions[group.name], own_slots, group.recipe))
     return Layout(index_map, tuple(grown), sources, gain, _units(book, axes, sources, grown))
 
 
-def _insert(size: int, blocks: list[_Block], fresh: dict[tuple[int, int], list[np.ndarray]]) -> np.ndarray:
+def _insert(size: int, blocks: list[_Block], fresh: dict[tuple[int, int, int], list[np.ndarray]]) -> np.ndarray:
     parts, start, shift = [], 0, 0
     for block in blocks:
         length = block.last - block.first + 1
@@ -92,7 +100,7 @@ def _insert(size: int, blocks: list[_Block], fresh: dict[tuple[int, int], list[n
         parts.append(np.tile(np.arange(block.first, block.last + 1), block.added))
         begin = block.last + 1 + shift
         new = np.arange(begin, begin + length * block.added).reshape(block.added, length)
-        fresh[block.owner, block.slot].append(new)
+        fresh[block.owner, block.slot, block.unit].append(new)
         start, shift = block.last + 1, shift + length * block.added
     parts.append(np.arange(start, size))
     return np.concatenate(parts)

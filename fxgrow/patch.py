@@ -252,6 +252,28 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
 }
 
 
+# Arithmetic of a tensor with a number, where a number computed from a width (the scale
+# of attention) must keep its value.
+ARITHMETIC = {
+    *(operator.mul, operator.truediv, operator.add, operator.sub, operator.pow, operator.imul, operator.itruediv),
+    *(torch.mul, torch.div, torch.add, torch.sub, torch.pow, F.scaled_dot_product_attention),
+    *("mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow"),
+}
+
+
+def keep_numbers(site: Site) -> None:
+    """Give a tensor's partners in arithmetic the values they had before growth."""
+    if not isinstance(site.before(), Noted):
+        return
+    for number in site.node.all_input_nodes:
+        new, old = site.values[number], site.planes.get(number)
+        if isinstance(new, (int, float)) and isinstance(old, (int, float)) and new != old and new:
+            with site.node.graph.inserting_before(site.node):
+                # A ratio, so that what depends on the batch still does.
+                kept = site.node.graph.call_function(operator.mul, (number, old / new))
+            site.node.replace_input_with(number, kept)
+
+
 # -- attributes of modules ----------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 Producers' rows are fresh (Kaiming-uniform with a = √5, as the paper), consumers'
 columns zero, entries of norms and other per-unit entries the mean of the old ones.
+Copies repeat all entries of their template, and share its columns.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -22,10 +24,10 @@ if TYPE_CHECKING:
 def new_tensors(layout: Layout, old: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
     """Return every tensor that grows, in its new shape, dtype and device kept."""
     generator = torch.Generator().manual_seed(seed)
-    slots: dict[str, list[GrownSlot]] = defaultdict(list)
+    slots: dict[str, list[tuple[GrownSlot, str]]] = defaultdict(list)
     for group in layout.groups:
         for slot in group.slots:
-            slots[slot.tensor].append(slot)
+            slots[slot.tensor].append((slot, group.recipe))
     result: dict[str, torch.Tensor] = {}
     for name, axes in layout.index_map.axes.items():
         tensor = old[name].detach()
@@ -35,9 +37,26 @@ def new_tensors(layout: Layout, old: Mapping[str, torch.Tensor], seed: int) -> d
         result[name] = tensor
     for name, own in slots.items():
         # Zero columns last: they win where new rows and new columns cross.
-        for slot in sorted(own, key=lambda s: s.role == "consumer"):
-            _fill(result, slot, generator)
+        for slot, recipe in sorted(own, key=lambda pair: pair[0].role == "consumer"):
+            if recipe == "fresh":
+                _fill(result, slot, generator)
+            elif slot.role == "consumer":
+                _share(result, slot, generator)
     return result
+
+
+def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:
+    """Split consumers' columns over a unit and its copies, unevenly, so that they part."""
+    tensor = tensors[slot.tensor]
+    width, slices = slot.old.shape
+    family = np.concatenate([slot.old[:, None], slot.new.reshape(width, -1, slices)], axis=1)
+    shares = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
+    shares /= shares.sum(dim=1, keepdim=True)
+    column = torch.ones(tensor.shape[slot.dim], dtype=torch.float64)
+    column[torch.from_numpy(family.reshape(-1))] = shares[..., None].expand(*family.shape).reshape(-1)
+    shape = [1] * tensor.ndim
+    shape[slot.dim] = -1
+    tensor.mul_(column.to(tensor).reshape(shape))
 
 
 def _fill(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:

@@ -16,7 +16,7 @@ from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
-from .patch import PATCHES, Site, Sizes, patch_module
+from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module
 from .preserve import new_tensors
 from .propagate import LabelMode, Propagation
 from .trace import no_fast_path
@@ -111,7 +111,7 @@ class _Widener(LabelExecutor):
         """Patch a node, run it, and hold its shape against what labels ask for."""
         before = self.known.get(node)
         touched = any(_touched(self.known.get(n), self.sizes) for n in (node, *node.all_input_nodes))
-        if touched:
+        if touched or any(self._changed(n) for n in node.all_input_nodes):
             self._patch(node)
         try:
             value = super().compute(node)
@@ -120,6 +120,11 @@ class _Widener(LabelExecutor):
         if touched:
             self._compare(node, before, value)
         return value
+
+    def _changed(self, node: fx.Node) -> bool:
+        """Whether a number computed from sizes is another one than before growth."""
+        value, before = self.values[node], self.known.get(node)
+        return isinstance(value, (int, float)) and isinstance(before, (int, float)) and value != before
 
     def _patch(self, node: fx.Node) -> None:
         old = (node.args, node.kwargs, node.target)
@@ -131,6 +136,8 @@ class _Widener(LabelExecutor):
             patch_module(self.modules[name], name, x)
         elif node.target in PATCHES:
             PATCHES[node.target](Site(node, self.sizes, self.known, self.values))
+        elif node.target in ARITHMETIC:
+            keep_numbers(Site(node, self.sizes, self.known, self.values))
         if len(node.graph.nodes) > count:  # size expressions were put before the node
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:

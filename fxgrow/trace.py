@@ -23,7 +23,6 @@ from torch import fx, nn
 
 from .compose import DECOMPOSITIONS
 from .errors import InputError, TraceError
-from .rules import SHORTCUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +96,16 @@ def _location() -> str:
     return ""
 
 
+class _Flag(int):
+    """A ``training`` flag that remembers whether it was read."""
+
+    read = False
+
+    def __bool__(self) -> bool:
+        self.read = True
+        return int(self) != 0
+
+
 class _Proxy(fx.Proxy):
     """A traced value that can also be written into."""
 
@@ -124,6 +133,8 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Trace into ``m``; what can't be traced becomes a leaf."""
         if self._busy:  # computing an example value, not tracing
+            for part in m.modules():
+                part.training = bool(int(part.training))
             return forward(*args, **kwargs)
         scope, stack = copy.copy(self.scope), self.module_stack.copy()
         last = next(reversed(self.graph.nodes), None)
@@ -136,6 +147,10 @@ class _Tracer(fx.Tracer):
             if m is self.root:
                 raise
             return self.create_proxy("call_module", name, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Arguments of nodes; a training flag becomes a plain bool."""
+        return bool(a) if isinstance(a, _Flag) else super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Attribute access of modules: parameters become graph nodes while tracing."""
@@ -309,17 +324,23 @@ def trace(model: nn.Module, example: Any) -> Traced:
     """
     inputs = Inputs.of(example)
     root = shadow(model)
-    modes = {name: module.training for name, module in root.named_modules()}
+    modules = dict(root.named_modules(remove_duplicate=True))
+    modes = {name: module.training for name, module in modules.items()}
     graphs = {}
     try:
         for mode in ("eval", "train"):
-            root.train(mode == "train")
+            flag = _Flag(mode == "train")
+            for module in modules.values():
+                module.__dict__["training"] = flag
             with no_fast_path():
                 graphs[mode] = _trace_once(root, inputs)
+            if not flag.read:  # nobody asked: both modes are alike
+                graphs["train"] = graphs["eval"]
+                break
     finally:
-        for name, module in root.named_modules():
-            module.training = modes.get(name, module.training)
-    if _same(graphs["eval"], graphs["train"]):
+        for name, module in modules.items():
+            module.training = modes[name]
+    if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["train"] = graphs["eval"]
     return Traced(root, graphs, inputs)
 
@@ -371,4 +392,4 @@ def _drop_unused(graph: fx.Graph) -> None:
             graph.erase_node(node)
 
 
-__all__ = ["SHORTCUTS", "Inputs", "Traced", "guard", "shadow", "trace"]
+__all__ = ["Inputs", "Traced", "guard", "shadow", "trace"]

@@ -14,6 +14,7 @@ import torch
 
 from ..labels import Plane
 from . import contract, reduce, shape
+from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,14 +140,6 @@ def _table() -> dict[str, Rule]:
 
 
 TABLE = _table()
-
-# Results that need not be computed: labels depend on shapes alone.
-SHORTCUTS = {
-    torch.ops.aten.mm: contract.skip_mm,
-    torch.ops.aten.addmm: contract.skip_addmm,
-    torch.ops.aten.bmm: contract.skip_bmm,
-    torch.ops.aten.convolution: contract.skip_convolution,
-}
 
 
 @lru_cache(maxsize=None)

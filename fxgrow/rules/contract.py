@@ -257,36 +257,3 @@ def embedding(state: Propagation, call: Call) -> list[Plane]:
     state.role(columns, "producer")
     shape = (1,) * indices.ndim + (-1,)
     return [Plane(p.labels.reshape(shape), p.zero) for p in columns]
-
-
-# -- results without computing ----------------------------------------------------
-
-
-def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
-    """Shape of ``mm``."""
-    return args[0].new_zeros((args[0].shape[0], args[1].shape[1]))
-
-
-def skip_addmm(args: Any, kwargs: Any) -> torch.Tensor:
-    """Shape of ``addmm``."""
-    return args[1].new_zeros((args[1].shape[0], args[2].shape[1]))
-
-
-def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
-    """Shape of ``bmm``."""
-    return args[0].new_zeros((*args[0].shape[:2], args[1].shape[2]))
-
-
-def skip_convolution(args: Any, kwargs: Any) -> Any:
-    """Shape of ``convolution``, or ``NotImplemented`` where it must be computed."""
-    x, w, _, stride, padding, dilation, transposed, extra, groups = args[:9]
-    if transposed or x.shape[1] != w.shape[1] * groups:
-        return NotImplemented  # rare, or an error that torch should word
-    spatial = []
-    for i, size in enumerate(x.shape[2:]):
-        one = lambda values, i=i: values[i] if len(values) > 1 else values[0]  # noqa: E731  # ATen repeats single values
-        reach = one(dilation) * (w.shape[2 + i] - 1) + 1
-        spatial.append((size + 2 * one(padding) - reach) // one(stride) + 1)
-    if min(spatial) < 1:
-        return NotImplemented
-    return x.new_zeros((x.shape[0], w.shape[0], *spatial))

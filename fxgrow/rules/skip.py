@@ -1,0 +1,100 @@
+"""Results without computing: labels depend on shapes, not on values.
+
+Each function takes the arguments of one operation and returns a tensor (or tensors) of
+the right shape, dtype and device, or ``NotImplemented`` where torch had better compute.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``mm``."""
+    return args[0].new_empty((args[0].shape[0], args[1].shape[1]))
+
+
+def skip_addmm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``addmm``."""
+    return args[1].new_empty((args[1].shape[0], args[2].shape[1]))
+
+
+def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
+    """Shape of ``bmm``."""
+    return args[0].new_empty((*args[0].shape[:2], args[1].shape[2]))
+
+
+def skip_convolution(args: Any, kwargs: Any) -> Any:
+    """Shape of ``convolution``, or ``NotImplemented`` where it must be computed."""
+    x, w, _, stride, padding, dilation, transposed, extra, groups = args[:9]
+    if transposed or x.shape[1] != w.shape[1] * groups:
+        return NotImplemented  # rare, or an error that torch should word
+    spatial = []
+    for i, size in enumerate(x.shape[2:]):
+        one = lambda values, i=i: values[i] if len(values) > 1 else values[0]  # noqa: E731  # ATen repeats single values
+        reach = one(dilation) * (w.shape[2 + i] - 1) + 1
+        spatial.append((size + 2 * one(padding) - reach) // one(stride) + 1)
+    if min(spatial) < 1:
+        return NotImplemented
+    return x.new_empty((x.shape[0], w.shape[0], *spatial))
+
+
+def skip_batch_norm(args: Any, kwargs: Any) -> Any:
+    """Shape of batch normalisation (running statistics stay as they are)."""
+    x = args[0]
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def skip_unary(args: Any, kwargs: Any) -> Any:
+    """Shape of a pointwise function of one tensor."""
+    return torch.empty_like(args[0]) if args[0].is_floating_point() else NotImplemented
+
+
+def skip_in_place(args: Any, kwargs: Any) -> Any:
+    """In-place pointwise function of one tensor."""
+    return args[0]
+
+
+def skip_binary(args: Any, kwargs: Any) -> Any:
+    """Shape of a pointwise function of two tensors of one dtype."""
+    a, b = args[:2]
+    if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or not a.is_floating_point():
+        return NotImplemented
+    return torch.empty_like(a) if a.shape == b.shape else NotImplemented
+
+
+def skip_cat(args: Any, kwargs: Any) -> Any:
+    """Shape of a concatenation of tensors of one rank and dtype."""
+    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    first = tensors[0]
+    if not first.is_floating_point() or any(t.dtype != first.dtype or t.ndim != first.ndim for t in tensors):
+        return NotImplemented
+    shape = list(first.shape)
+    rest = [n for d, n in enumerate(shape) if d != dim % first.ndim]
+    if any([n for d, n in enumerate(t.shape) if d != dim % first.ndim] != rest for t in tensors):
+        return NotImplemented
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return first.new_empty(shape)
+
+
+def _table() -> dict[Any, Any]:
+    aten = torch.ops.aten
+    unary = "relu silu gelu sigmoid tanh hardswish hardsigmoid hardtanh"
+    table = {
+        aten.mm: skip_mm,
+        aten.addmm: skip_addmm,
+        aten.bmm: skip_bmm,
+        aten.convolution: skip_convolution,
+        aten.native_batch_norm: skip_batch_norm,
+        aten.cat: skip_cat,
+        aten.add: skip_binary,
+        aten.mul: skip_binary,
+    }
+    for name in unary.split():
+        table[getattr(aten, name)] = skip_unary
+        table[getattr(aten, name + "_")] = skip_in_place
+    return table
+
+
+SHORTCUTS = _table()
