@@ -53,8 +53,7 @@ class Outcome:
 def main() -> None:
     """Run the demo."""
     begin = time.perf_counter()
-    # small networks: more threads would only wait for each other
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # so small a network: more threads only wait for each other
     OUT.mkdir(exist_ok=True)
     outcomes = [one_seed(seed, first=seed == SEEDS[0]) for seed in SEEDS]
     CONSOLE.print(Rule("What came of it"))
@@ -97,7 +96,9 @@ def command(*arguments: str) -> None:
     CONSOLE.print(Rule("In the shell"))
     CONSOLE.print("$ fxgrow " + " ".join(arguments), style="bold", soft_wrap=True)
     CONSOLE.file.flush()
-    done = subprocess.run([sys.executable, "-m", "fxgrow", *arguments], check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # as this process
+    program = [sys.executable, "-m", "fxgrow", *arguments]
+    done = subprocess.run(program, env=environment, check=False)
     if done.returncode:
         sys.exit(f"the command failed with exit code {done.returncode}")
 
