@@ -164,6 +164,17 @@ def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
     return found
 
 
+class ShapeMode(TorchDispatchMode):
+    """Skips heavy computations: results have the right shapes, but any values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from .rules import SHORTCUTS
+
+        skip = SHORTCUTS.get(func.overloadpacket)
+        out = skip(args, kwargs or {}) if skip is not None else NotImplemented
+        return func(*args, **(kwargs or {})) if out is NotImplemented else out
+
+
 class LabelMode(TorchDispatchMode):
     """Labels every ATen call by the rule table; skips heavy computations."""
 

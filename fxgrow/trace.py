@@ -195,7 +195,10 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Compute the truth of a value; guard it where it depends on shapes."""
         truth = bool(self._concrete(obj.node))
-        if self._depends_on_input(obj.node):
+        origins = self._origins(obj.node)
+        if "data" in origins:
+            raise fx.proxy.TraceError("control flow depends on the values of tensors")
+        if "size" in origins:
             self.create_node("call_function", guard, (obj.node, truth), {})
         return truth
 
@@ -209,29 +212,29 @@ class _Tracer(fx.Tracer):
                 raise
             return iter([obj[i] for i in range(len(value))])
 
-    def _depends_on_input(self, node: fx.Node) -> bool:
-        """Whether a condition reads sizes or values (not just ranks and types)."""
-        seen, queue = set(), [node]
+    def _origins(self, node: fx.Node) -> set[str]:
+        """What a condition reads: sizes, data, or only ranks and types (nothing)."""
+        found, seen, queue = set(), set(), [node]
         while queue:
             current = queue.pop()
             if current in seen:
                 continue
             seen.add(current)
-            value = self.values.get(current)
-            if isinstance(value, (torch.Size, torch.Tensor)):
-                return True
-            if current.op == "call_method" and current.target in {"size", "numel"}:
-                return True
-            if current.op == "call_method" and current.target in {"dim", "is_floating_point"}:
-                continue
-            if current.op == "call_function" and current.target is getattr and current.args[1] in _STATIC:
-                continue
-            queue.extend(current.all_input_nodes)
-        return False
+            method = current.target if current.op == "call_method" else None
+            if current.op == "call_function" and current.target is getattr:
+                method = current.args[1]
+            if method in _SIZES or (current.op == "call_function" and current.target is len):
+                found.add("size")
+            elif method not in _STATIC:
+                if isinstance(self.values.get(current), torch.Tensor):
+                    found.add("data")
+                queue.extend(current.all_input_nodes)
+        return found
 
     def _concrete(self, node: fx.Node) -> Any:
-        """Value of ``node`` on the example inputs (products are not computed)."""
+        """Value of ``node`` on the example inputs; tensors have shapes, not values."""
         from .analyse import Executor
+        from .propagate import ShapeMode
 
         order = [n for n in self.graph.nodes if n not in self.values]
         needed, queue = set(), [node]
@@ -242,13 +245,15 @@ class _Tracer(fx.Tracer):
                 queue.extend(current.all_input_nodes)
         self._busy = True
         try:
-            Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
+            with ShapeMode():
+                Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
         finally:
             self._busy = False
         return self.values[node]
 
 
-_STATIC = {"is_nested", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized"}
+_SIZES = {"shape", "size", "numel", "stride", "data_ptr"}
+_STATIC = {"dim", "is_floating_point", "is_complex", "is_contiguous", "is_nested", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized"}
 
 
 def guard(value: Any, expected: bool) -> None:
