@@ -11,6 +11,7 @@ from torch import fx
 
 from .ir import Group, Reason, Slot
 from .plan import CostModel
+from .shuffle import Shuffle, find_shuffles
 
 if TYPE_CHECKING:
     from .analyse import Analysis
@@ -48,6 +49,7 @@ class Grouping:
     frozen: tuple[Group, ...]
     costs: CostModel
     coverage: float
+    shuffles: tuple[Shuffle, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,7 @@ class _Census:
     roots: np.ndarray
     frozen_by: np.ndarray  # index into ``reasons`` per root, -1 where nothing freezes
     reasons: list[Reason]
+    shuffles: list[Shuffle]
 
 
 def _census(analysis: Analysis) -> _Census:
@@ -79,13 +82,19 @@ def _census(analysis: Analysis) -> _Census:
         if len(hit):
             frozen_by[hit] = len(reasons)
             reasons.append(_reason(code, where))
-    _freeze_irregular(book, roots, frozen_by, reasons)
-    return _Census(axes, starts, sizes, roots, frozen_by, reasons)
+    shuffles = find_shuffles(analysis)
+    explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
+    _freeze_irregular(book, roots, frozen_by, reasons, explicit)
+    return _Census(axes, starts, sizes, roots, frozen_by, reasons, shuffles)
 
 
-def _freeze_irregular(book: LabelBook, roots: np.ndarray, frozen_by: np.ndarray, reasons: list[Reason]) -> None:
-    """Freeze units that a reshape splits over several dimensions at once."""
+def _freeze_irregular(
+    book: LabelBook, roots: np.ndarray, frozen_by: np.ndarray, reasons: list[Reason], explicit: set[int]
+) -> None:
+    """Freeze units that a reshape splits over several dimensions (shuffles aside)."""
     for before, after, where in book.reshapes:
+        if id(where.site) in explicit:
+            continue
         for labels in (before, after):
             own = roots[labels]
             if own.size <= 1 or (frozen_by[own] >= 0).all():
@@ -216,7 +225,7 @@ def _finish(
         )
     growable = tuple(g for g in priced if g.growable)
     frozen = tuple(g for g in priced if g.reason is not None and g.reason.code != "kernel")
-    return Grouping(growable, frozen, costs, _coverage(analysis, growable))
+    return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
 
 
 def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies: bool) -> Group:

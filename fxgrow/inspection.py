@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .plan import CostModel
+    from .shuffle import Shuffle
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ class Inspection:
     flops: int
     costs: CostModel
     analysis: Analysis = field(repr=False)
+    shuffles: tuple[Shuffle, ...] = field(default=(), repr=False)
 
     @property
     def graph(self) -> nx.Graph[Any]:
@@ -122,6 +124,7 @@ def inspect_model(
         sum(state.tensor_flops.values()) + sum(p.flops for p in state.product_flops),
         grouping.costs,
         analysis,
+        grouping.shuffles,
     )
 
 

@@ -180,7 +180,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     path : str or Path
         The file to make.
     write : callable
-        Gets the temporary file's path, which does not exist yet.
+        Gets the path of the temporary file, still empty.
 
     Raises
     ------
@@ -190,7 +190,10 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the caller's umask has it
         write(temporary)
+        temporary.chmod(mode)  # safetensors makes its files private
         _sync(temporary)
         temporary.replace(target)
         _sync(target.parent)

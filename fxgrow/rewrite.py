@@ -19,6 +19,7 @@ from .module import GrownModule, copy_graph
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module
 from .preserve import new_tensors
 from .propagate import LabelMode, Propagation
+from .shuffle import make_explicit
 from .trace import no_fast_path
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ def rewrite(
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
     tensors = new_tensors(layout, tensor_names(model), seed)
-    widened = _copy(model, analysis, tensors)
-    _patch_and_check(analysis, layout, widened)
+    sizes = Sizes(analysis.state.book, layout.gain)
+    widened = _copy(model, inspection, tensors, sizes)
+    if emit == "module" and any("index_select" in edit for edit in widened.edits):
+        raise UnsupportedError("a channel shuffle grows by an index in the graph; use emit='graph', or exclude its groups")
+    _patch_and_check(analysis, layout, widened, sizes)
     if emit == "graph":
         module: nn.Module = GrownModule(
             widened.root, widened.graphs["eval"], widened.graphs["train"], type(model).__name__
@@ -64,8 +68,9 @@ def rewrite(
     return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
 
 
-def _copy(model: nn.Module, analysis: Analysis, tensors: Mapping[str, torch.Tensor]) -> _Widened:
+def _copy(model: nn.Module, inspection: Inspection, tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> _Widened:
     """Copy the model; tensors that grow are replaced on the way, not copied twice."""
+    analysis = inspection.analysis
     memo: dict[int, Any] = {}
     for name, old in tensor_names(model).items():
         new = tensors.get(name)
@@ -77,13 +82,16 @@ def _copy(model: nn.Module, analysis: Analysis, tensors: Mapping[str, torch.Tens
     root = copy.deepcopy(model, memo)
     _add_constants(root, analysis)
     origins: dict[fx.Node, fx.Node] = {}
-    graphs = {}
+    graphs, edits = {}, []
     for mode, graph in analysis.traced.distinct:
         nodes: dict[fx.Node, fx.Node] = {}
         graphs[mode] = copy_graph(graph, nodes)
         origins.update({new: old for old, new in nodes.items()})
+        explicit = make_explicit(inspection.shuffles, nodes, analysis.planes, sizes, root)
+        origins.update(explicit)
+        edits += [f"{old.name}: channel order made explicit by index_select" for old in explicit.values()]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, [])
+    return _Widened(root, graphs, origins, edits)
 
 
 def _add_constants(root: nn.Module, analysis: Analysis) -> None:
@@ -99,12 +107,12 @@ class _Widener(LabelExecutor):
     """Runs the widened graph under label propagation, patching it on the way."""
 
     def __init__(
-        self, widened: _Widened, analysis: Analysis, layout: Layout, state: Propagation, inputs: Any, shadow: nn.Module
+        self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation, shadow: nn.Module
     ) -> None:
-        super().__init__(shadow, inputs, state)
+        super().__init__(shadow, analysis.traced.inputs, state)
         self.widened = widened
         self.real = dict(widened.root.named_modules(remove_duplicate=False))
-        self.sizes = Sizes(analysis.state.book, layout.gain)
+        self.sizes = sizes
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
 
     def compute(self, node: fx.Node) -> Any:
@@ -198,7 +206,7 @@ def _place(node: fx.Node) -> str:
     return f"node {node.name}" + (f" ({source})" if source else "")
 
 
-def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened) -> None:
+def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, sizes: Sizes) -> None:
     """Run the widened graphs under labels; compare their partition with the expected one."""
     from .trace import shadow
 
@@ -209,7 +217,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened) -> N
         if mode == "train" and graph is widened.graphs["eval"]:
             continue
         twin.train(mode == "train")
-        run = _Widener(widened, analysis, layout, state, analysis.traced.inputs, twin)
+        run = _Widener(widened, analysis, sizes, state, twin)
         with no_fast_path(), torch.no_grad(), torch.random.fork_rng(devices=[]), LabelMode(state, rules):
             run.run(list(graph.nodes))
     state.book.settle()
