@@ -248,6 +248,6 @@ def _from_code(reference: str) -> Batches:
     if callable(made):
         made = call(made, reference)
     if not isinstance(made, Iterable):
-        msg = f"--data {reference}: gave a {type(made).__name__}; it must give a DataLoader"
+        msg = f"--data {reference}: gave {type(made).__name__}; it must give a DataLoader"
         raise DataError(msg)
     return made

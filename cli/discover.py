@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,7 +149,7 @@ def _factory(reference: str) -> Found:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, torch.nn.Module):
         msg = (
-            f"{reference}: gave a {type(model).__name__}; it must give a torch.nn.Module, "
+            f"{reference}: gave {type(model).__name__}; it must give a torch.nn.Module, "
             "or a pair (module, example inputs)"
         )
         raise InputError(msg)
@@ -226,11 +228,19 @@ def _unpickle(path: Path, trust: bool) -> Any:
 
 
 def _what_it_runs(path: Path, error: Exception) -> str:
+    """Name the globals of a pickle, without running it.
+
+    Raises
+    ------
+    FileError
+        If it is no pickle at all: nobody should be asked to trust it.
+    """
     try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except ValueError:  # torch.save's old format, or TorchScript
-        names = []
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError) as damage:
+        if zipfile.is_zipfile(path):
+            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        else:
+            names = _old_globals(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as damage:
         msg = f"{path}: damaged, or no PyTorch file ({first_line(damage)}); get it again"
         raise FileError(msg) from error
     if not names:
@@ -238,6 +248,17 @@ def _what_it_runs(path: Path, error: Exception) -> str:
     own = [name for name in names if not name.startswith("torch.")] or names
     more = len(names) - len(own[:8])
     return ", ".join(own[:8]) + (f" and {more} more" if more else "")
+
+
+def _old_globals(path: Path) -> list[str]:
+    """Read the globals of torch.save's old format: a few pickles in a row, then storages."""
+    names = set()
+    with path.open("rb") as file:
+        for _ in range(4):  # magic number, protocol, system, the object
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+    return sorted(names)
 
 
 def _whole_module(content: Any) -> torch.nn.Module | None:
@@ -249,19 +270,15 @@ def _whole_module(content: Any) -> torch.nn.Module | None:
 def _state_dict(path: Path, content: Any) -> dict[str, torch.Tensor]:
     if isinstance(content, Mapping):
         for candidate in (content, *(content.get(key) for key in _STATE_KEYS)):
-            if _is_state(candidate):
+            if isinstance(candidate, Mapping) and _is_state(candidate):
                 return _unwrapped(candidate)
     what = type(content).__name__
     msg = f"{path}: holds a {what}, neither a module nor a state dict; save model.state_dict()"
     raise FileError(msg)
 
 
-def _is_state(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
-    )
+def _is_state(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
 
 
 def _unwrapped(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -66,9 +66,9 @@ def call(factory: Any, reference: str) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type when it has none."""
+    """Return the first sentence of an error's text, or its type when it has none."""
     lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    return lines[0].strip().partition(". ")[0] if lines else type(error).__name__
 
 
 def _from_file(path: Path) -> Any:

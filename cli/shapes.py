@@ -103,7 +103,8 @@ def random_like(inputs: Inputs, model: nn.Module, batch: int, generator: torch.G
         return {name: _redrawn(value, model, batch, generator) for name, value in pairs}
     if isinstance(inputs, tuple):
         return tuple(_redrawn(value, model, batch, generator) for value in inputs)
-    return _redrawn(inputs, model, batch, generator)
+    redrawn: torch.Tensor = _redrawn(inputs, model, batch, generator)
+    return redrawn
 
 
 def run(model: nn.Module, inputs: Inputs) -> Any:
@@ -112,7 +113,8 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
     with torch.no_grad():
         if isinstance(inputs, dict):
             return scratch(**inputs)
-        return scratch(*inputs) if isinstance(inputs, tuple) else scratch(inputs)
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        return scratch(*arguments)
 
 
 # -------------------------------------------------------------------- trying
