@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -185,6 +185,15 @@ def analyse(traced: Traced) -> Analysis:
     DataError
         When the model does not run on the example inputs.
     """
+    try:
+        return _analyse(traced)
+    except DataError:
+        if len(traced.distinct) == 1:
+            raise
+    return _analyse(replace(traced, inputs=traced.inputs.doubled()))
+
+
+def _analyse(traced: Traced) -> Analysis:
     state = Propagation({id(t): name for name, t in tensor_names(traced.root).items()})
     planes: dict[fx.Node, Any] = {}
     for mode, graph in traced.distinct:

@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from .compose import DECOMPOSITIONS
 from .errors import InputError, TraceError
+from .module import GrownModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,16 @@ class Inputs:
             f"example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
             f"not {type(example).__name__}"
         )
+
+
+    def doubled(self) -> Inputs:
+        """Every sample twice: norms can't train on batches of one value per channel."""
+
+        def twice(value: Any) -> Any:
+            return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.ndim else value
+
+        args, kwargs = fx.node.map_aggregate((self.args, dict(self.kwargs)), twice)
+        return Inputs(tuple(args), dict(kwargs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -329,6 +340,8 @@ def trace(model: nn.Module, example: Any) -> Traced:
     """
     inputs = Inputs.of(example)
     root = shadow(model)
+    if isinstance(root, GrownModule):  # carries its graphs
+        return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs)
     modules = dict(root.named_modules(remove_duplicate=True))
     modes = {name: module.training for name, module in modules.items()}
     graphs = {}
