@@ -31,7 +31,7 @@ zoo: $(VENV)/.installed-zoo
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m zoo --timeout 3600 $(ARGS)
 
 bench: $(VENV)/.installed-test
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean:
 	rm -rf build dist *.egg-info demo-out zoo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
