@@ -1,0 +1,159 @@
+"""What the engine's tests check, written without the engine: sameness and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+DROPOUTS = ("p", "dropout", "attention_dropout", "drop_rate", "drop_prob", "dropout_p")
+
+
+def tensors(value):
+    """All tensors of a nested output, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
+def run(model, example):
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def outputs(model, example, *, training=False, seed=0):
+    """Float outputs of a twin of ``model`` (own buffers, shared parameters)."""
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).train(training)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return [t for t in tensors(run(twin, example)) if t.is_floating_point()]
+
+
+def difference(before, after):
+    """Largest difference, relative to the largest output of each tensor."""
+    if [t.shape for t in before] != [t.shape for t in after]:
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(before, after, strict=True):
+        gap = ((a - b).abs().max() / a.abs().max().clamp_min(1e-300)).item() if a.numel() else 0.0
+        worst = max(worst, gap if gap == gap else float("inf"))
+    return worst
+
+
+def no_dropout(model):
+    """Set every dropout rate to 0, also those kept as plain attributes."""
+    for module in model.modules():
+        for name in DROPOUTS:
+            if isinstance(module.__dict__.get(name), float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def randomised(model, seed=0):
+    """Float64, without dropout, with random parameters and running statistics.
+
+    Fresh models have constant entries that hide mistakes (norm weights of 1, biases of 0).
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like):
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    def uniform(like):
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64)
+
+    model = no_dropout(model).double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            leaf = name.rpartition(".")[2]
+            if p.ndim >= 2:
+                p.copy_(normal(p) * (2 / max(p.numel() // p.shape[0], 1)) ** 0.5)
+            elif "bias" in leaf:
+                p.copy_(0.1 * normal(p))
+            else:
+                p.copy_(0.5 + uniform(p))
+        for name, b in model.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(0.1 * normal(b))
+            elif name.endswith("running_var"):
+                b.copy_(0.5 + uniform(b))
+    return model
+
+
+def doubled(example):
+    """Floats of an example as float64."""
+    if isinstance(example, torch.Tensor):
+        return example.double() if example.is_floating_point() else example
+    if isinstance(example, dict):
+        return {k: doubled(v) for k, v in example.items()}
+    return tuple(doubled(v) for v in example) if isinstance(example, tuple) else example
+
+
+def errors(old, new, example):
+    """Differences of two models in eval and in train mode."""
+    return tuple(
+        difference(outputs(old, example, training=t), outputs(new, example, training=t))
+        for t in (False, True)
+    )
+
+
+def step(group, units=2):
+    """A small legal addition to a group."""
+    return -(-units // group.multiple_of) * group.multiple_of
+
+
+def new_entries(module, groups, roles):
+    """Yield (where, parameter, dim, new positions) of the slots with these roles."""
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for group in groups:
+        for slot in group.slots:
+            p = parameters.get(slot.tensor)
+            if slot.role in roles and p is not None and p.requires_grad:
+                new = torch.from_numpy(slot.new.reshape(-1))
+                yield f"{group.name}: {slot.tensor}[{slot.dim}]", p, slot.dim, new
+
+
+def backward(module, example, seed=0):
+    """Gradients of a random projection of the outputs, train mode."""
+    module.train()
+    module.zero_grad()
+    generator = torch.Generator().manual_seed(seed)
+    loss = torch.zeros((), dtype=torch.float64)
+    for out in tensors(run(module, example)):
+        if out.is_floating_point() and out.requires_grad:
+            target = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+            loss = loss + ((out - target) ** 2).mean()
+    loss.backward()
+
+
+def untrained(module, groups, example, lr=1e-2):
+    """Slots whose new entries get no gradient, or don't move (empty: all train).
+
+    Fresh consumers must have a gradient at once, and producers after one step.
+    """
+    module = copy.deepcopy(module)
+    problems = []
+    backward(module, example)
+    consumers = list(new_entries(module, groups, {"consumer"}))
+    before = [p.detach().index_select(d, i).clone() for _, p, d, i in consumers]
+    for where, p, dim, new in consumers:
+        if p.grad is None or not p.grad.index_select(dim, new).any():
+            problems.append(f"{where}: consumer without gradient")
+    torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr).step()
+    for (where, p, dim, new), old in zip(consumers, before, strict=True):
+        if torch.equal(p.detach().index_select(dim, new), old):
+            problems.append(f"{where}: consumer does not move")
+    backward(module, example)
+    for where, p, dim, new in new_entries(module, groups, {"producer", "norm"}):
+        # A bias may have none by mathematics: before a norm, or added to keys.
+        if p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any()):
+            problems.append(f"{where}: producer without gradient after a step")
+    return problems
+
+
