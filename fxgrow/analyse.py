@@ -10,7 +10,7 @@ from torch import fx
 
 from . import rules
 from .errors import DataError, TraceError
-from .propagate import _KEY, LabelMode, Propagation, Value
+from .propagate import LABELS_KEY, LabelMode, Propagation, Value
 from .trace import FAILURES, Inputs, Traced, no_fast_path
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Executor:
     """Runs graph nodes one by one; ``values`` holds what has been computed."""
 
-    def __init__(self, root: nn.Module, inputs: Inputs, values: dict[fx.Node, Any] | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, inputs: Inputs, values: dict[fx.Node, Any] | None = None
+    ) -> None:
         self.root = root
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {} if values is None else values
@@ -48,7 +50,9 @@ class Executor:
         position = places.index(node)
         name = str(node.target)
         if name.startswith("*"):
-            raise DataError(f"the model's forward takes {name}; wrap it in a module with named arguments")
+            raise DataError(
+                f"the model's forward takes {name}; wrap it in a module with named arguments"
+            )
         if position < len(self.inputs.args):
             return self.inputs.args[position]
         if name in self.inputs.kwargs:
@@ -129,7 +133,7 @@ class LabelExecutor(Executor):
     def _note(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        known = value.__dict__.get(_KEY)
+        known = value.__dict__.get(LABELS_KEY)
         if known is None:
             known = Value()
         return Noted(tuple(value.shape), known.planes)
@@ -157,7 +161,7 @@ def _walk(value: Any, found: list[torch.Tensor]) -> None:
 def _live(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         value = value.detach()
-        value.__dict__[_KEY] = Value(live=True)
+        value.__dict__[LABELS_KEY] = Value(live=True)
     return value
 
 
@@ -210,12 +214,19 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
     root.train(mode == "train")
     executor = LabelExecutor(root, traced.inputs, state)
     try:
-        with no_fast_path(), torch.no_grad(), torch.random.fork_rng(devices=[]), LabelMode(state, rules):
+        with (
+            no_fast_path(),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            LabelMode(state, rules),
+        ):
             executor.run(graph.nodes)
     finally:
         for module, training in modes.items():
             module.training = training
         executor.values.clear()
     if any(p._version != version for p, version in versions):
-        raise TraceError("the model's forward writes into its own parameters; it can't be analysed without changing it")
+        raise TraceError(
+            "the model's forward writes into its own parameters; it can't be analysed without changing it"
+        )
     return executor.planes

@@ -83,7 +83,9 @@ def widen(
     Linear(in_features=4, out_features=11, bias=True)
     """
     inspection = inspect(model, example_inputs)
-    return _grow(model, inspection, _as_plan(additions, inspection), seed=seed, emit=emit, verify=verify)
+    return _grow(
+        model, inspection, _as_plan(additions, inspection), seed=seed, emit=emit, verify=verify
+    )
 
 
 def _as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspection) -> Plan:
@@ -91,13 +93,17 @@ def _as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspec
         additions = additions.additions
     if isinstance(additions, (str, int)):
         if not inspection.groups:
-            raise NothingToGrow("no group can grow; inspect() names the reason of every frozen group")
+            raise NothingToGrow(
+                "no group can grow; inspect() names the reason of every frozen group"
+            )
         chosen = {g.name: _share(additions, g.width, g.multiple_of) for g in inspection.groups}
     else:
         chosen = {name: _checked(inspection, name, count) for name, count in additions.items()}
     chosen = {name: count for name, count in chosen.items() if count}
     if not chosen:
-        raise InputError("additions name no group; pass {group name: units}, see inspect(...).groups")
+        raise InputError(
+            "additions name no group; pass {group name: units}, see inspect(...).groups"
+        )
     spent = inspection.costs.neurons(inspection.groups, chosen)
     return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
 
@@ -110,7 +116,9 @@ def _share(amount: str | int, width: int, step: int) -> int:
         except ValueError:
             share = math.nan
         if not text.endswith("%") or not 0 < share < math.inf:
-            raise InputError(f"additions {amount!r} are not understood; write a share like '+12.5%' or a number of units")
+            raise InputError(
+                f"additions {amount!r} are not understood; write a share like '+12.5%' or a number of units"
+            )
         return max(int(share * width) // step, 1) * step
     if amount < 1:
         raise InputError(f"additions must be 1 or more units, not {amount}")
@@ -120,9 +128,13 @@ def _share(amount: str | int, width: int, step: int) -> int:
 def _checked(inspection: Inspection, name: str, count: int) -> int:
     group = inspection.group(name)
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise InputError(f"additions[{name!r}] is {count!r}; give a whole number of units, 0 or more")
+        raise InputError(
+            f"additions[{name!r}] is {count!r}; give a whole number of units, 0 or more"
+        )
     if count % group.multiple_of:
-        raise InputError(f"group {name!r} grows by multiples of {group.multiple_of} units, not by {count}")
+        raise InputError(
+            f"group {name!r} grows by multiples of {group.multiple_of} units, not by {count}"
+        )
     return count
 
 
@@ -146,21 +158,32 @@ def _grow(
             f"the widened model computes another function (relative difference {verification.eval_error:.1e} in eval, "
             f"{verification.train_error:.1e} in train mode, allowed {verification.tolerance:.0e}); nothing was changed"
         )
-    report = reports.growth_dict(inspection, plan, votes=votes, verification=verification, module=rewritten.module)
+    report = reports.growth_dict(
+        inspection, plan, votes=votes, verification=verification, module=rewritten.module
+    )
     report["seed"] = seed
     report["emit"] = emit
     report["edits"] = list(rewritten.edits)
     report["inputs"] = _input_spec(inputs)
-    return Growth(rewritten.module, plan, votes, rewritten.index_map, verification, report, rewritten.groups)
+    return Growth(
+        rewritten.module, plan, votes, rewritten.index_map, verification, report, rewritten.groups
+    )
 
 
 def _input_spec(inputs: Inputs) -> dict[str, Any]:
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        return {"value": value if isinstance(value, (int, float, str, bool, type(None))) else repr(value)}
+        return {
+            "value": value
+            if isinstance(value, (int, float, str, bool, type(None)))
+            else repr(value)
+        }
 
-    return {"args": [spec(a) for a in inputs.args], "kwargs": {k: spec(v) for k, v in inputs.kwargs.items()}}
+    return {
+        "args": [spec(a) for a in inputs.args],
+        "kwargs": {k: spec(v) for k, v in inputs.kwargs.items()},
+    }
 
 
 def vote(
@@ -214,7 +237,9 @@ def vote(
     """
     _check_budget(budget, unit)
     check_data(data)
-    inspection = inspect(model, _example(model, data, example_inputs), include=include, exclude=exclude)
+    inspection = inspect(
+        model, _example(model, data, example_inputs), include=include, exclude=exclude
+    )
     return _vote(model, inspection, data, loss, budget, unit, candidates, seed, progress)
 
 
@@ -238,7 +263,15 @@ def _vote(
     for parameter in clone.module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return cast_votes(
-        clone.module, clone.groups, inspection.groups, data, loss, budget=budget, unit=unit, seed=seed, progress=progress
+        clone.module,
+        clone.groups,
+        inspection.groups,
+        data,
+        loss,
+        budget=budget,
+        unit=unit,
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -250,7 +283,9 @@ def _check_budget(budget: float, unit: str) -> None:
 def _check_growable(inspection: Inspection) -> None:
     if not inspection.groups:
         reasons = {g.reason.message for g in inspection.frozen if g.reason is not None}
-        raise NothingToGrow(f"no group can grow: {'; '.join(sorted(reasons)) or 'the model has no labelled weights'}")
+        raise NothingToGrow(
+            f"no group can grow: {'; '.join(sorted(reasons)) or 'the model has no labelled weights'}"
+        )
 
 
 def _example(model: torch.nn.Module, data: Iterable[Any] | None, given: Any) -> Any:
@@ -260,7 +295,9 @@ def _example(model: torch.nn.Module, data: Iterable[Any] | None, given: Any) -> 
     if given is not None:
         return given
     if data is None:
-        raise InputError("without data, example_inputs are needed: pass a tensor of the model's input shape")
+        raise InputError(
+            "without data, example_inputs are needed: pass a tensor of the model's input shape"
+        )
     inputs, _ = next(iter(batches(data, model)))
     return _few(inputs)
 
@@ -301,10 +338,18 @@ def plan_for(
     cast = None
     if distributor == "svod":
         if data is None:
-            raise InputError("distributor 'svod' needs data to vote on; pass data, or distributor='uniform'")
-        cast = _vote(model, inspection, data, loss, budget, unit, candidates or "auto", seed, progress)
-    votes = distribute(distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast)
-    plan = make_plan(inspection.groups, votes, inspection.costs, budget=budget, unit=unit, round_to=round_to)
+            raise InputError(
+                "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
+            )
+        cast = _vote(
+            model, inspection, data, loss, budget, unit, candidates or "auto", seed, progress
+        )
+    votes = distribute(
+        distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast
+    )
+    plan = make_plan(
+        inspection.groups, votes, inspection.costs, budget=budget, unit=unit, round_to=round_to
+    )
     return inspection, votes, plan
 
 
@@ -403,7 +448,9 @@ def expand(
     options = ExtendOptions(coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed)
     training = growth.module.training
     fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
-    adjusted = extend(growth.module, fresh, data if adjust_epochs else None, loss, options, progress)
+    adjusted = extend(
+        growth.module, fresh, data if adjust_epochs else None, loss, options, progress
+    )
     growth.module.train(training)
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)

@@ -45,7 +45,13 @@ def attention_forward(
     NotImplementedError
         For options that are not written out; the caller then keeps the original call.
     """
-    if bias_k is not None or bias_v is not None or add_zero_attn or static_k is not None or static_v is not None:
+    if (
+        bias_k is not None
+        or bias_v is not None
+        or add_zero_attn
+        or static_k is not None
+        or static_v is not None
+    ):
         raise NotImplementedError("extra keys and values")
     if use_separate_proj_weight:
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
@@ -68,7 +74,9 @@ def attention_forward(
         scores = torch.softmax(scores if mask is None else scores + mask, dim=-1)
         mixed = torch.matmul(F.dropout(scores, dropout) if dropout else scores, v)
         weights_out = scores.mean(dim=1) if average_attn_weights else scores
-    return F.linear(mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), weights_out
+    return F.linear(
+        mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias
+    ), weights_out
 
 
 def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal: bool) -> Any:
@@ -87,7 +95,12 @@ def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal
 
 def _additive(query: Any, mask: Any) -> Any:
     return F._canonical_mask(  # type: ignore[attr-defined]
-        mask=mask, mask_name="mask", other_type=None, other_name="", target_type=query.dtype, check_other=False
+        mask=mask,
+        mask_name="mask",
+        other_type=None,
+        other_name="",
+        target_type=query.dtype,
+        check_other=False,
     )
 
 

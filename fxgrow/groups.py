@@ -89,7 +89,11 @@ def _census(analysis: Analysis) -> _Census:
 
 
 def _freeze_irregular(
-    book: LabelBook, roots: np.ndarray, frozen_by: np.ndarray, reasons: list[Reason], explicit: set[int]
+    book: LabelBook,
+    roots: np.ndarray,
+    frozen_by: np.ndarray,
+    reasons: list[Reason],
+    explicit: set[int],
 ) -> None:
     """Freeze units that a reshape splits over several dimensions (shuffles aside)."""
     for before, after, where in book.reshapes:
@@ -109,7 +113,9 @@ def _reason(code: str, where: Where | None) -> Reason:
     message = MESSAGES.get(code, f"{code} over the channels mixes all units")
     if where is None or not isinstance(where.site, fx.Node):
         return Reason(code, message)
-    return Reason(code, f"{message} ({where.op})", where.site.name, where.site.meta.get("source", ""))
+    return Reason(
+        code, f"{message} ({where.op})", where.site.name, where.site.meta.get("source", "")
+    )
 
 
 def _signatures(census: _Census) -> np.ndarray:
@@ -161,7 +167,11 @@ def _judge_mixings(analysis: Analysis, census: _Census, signatures: np.ndarray) 
             continue
         units, counts = np.unique(roots[labels], return_counts=True)
         own = signatures[units]
-        whole = (own == own[0]).all() and (counts == counts[0]).all() and sizes[int(own[0])] == len(units)
+        whole = (
+            (own == own[0]).all()
+            and (counts == counts[0]).all()
+            and sizes[int(own[0])] == len(units)
+        )
         if whole and not _tied(analysis, census, int(own[0]), signatures):
             even.append(int(units[0]))
             continue
@@ -175,7 +185,9 @@ def _tied(analysis: Analysis, census: _Census, signature: int, signatures: np.nd
     """Whether an axis of the group is both written and read (copies would contradict)."""
     closers, roles = analysis.state.book.closers, analysis.state.roles
     return any(
-        axis in closers and "producer" in roles.get(axis, ()) and signature in signatures[start : start + size]
+        axis in closers
+        and "producer" in roles.get(axis, ())
+        and signature in signatures[start : start + size]
         for axis, start, size in zip(census.axes, census.starts, census.sizes, strict=True)
         if axis in closers and axis in roles
     )
@@ -219,7 +231,11 @@ def _finish(
     for group in draft:
         one = {group.name: 1}
         priced.append(
-            replace(group, params_per_unit=costs.params([group], one), flops_per_unit=costs.flops([group], one))
+            replace(
+                group,
+                params_per_unit=costs.params([group], one),
+                flops_per_unit=costs.flops([group], one),
+            )
             if group.growable
             else group
         )
@@ -237,7 +253,9 @@ def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies:
         name = f"{base}#{count}"
     taken.add(name)
     rows = [s.positions.shape[1] for s in slots if s.role in {"producer", "consumer"}] or [1]
-    layers = dict.fromkeys(s.tensor.rsplit(".", 1)[0] if "." in s.tensor else s.tensor for s in slots)
+    layers = dict.fromkeys(
+        s.tensor.rsplit(".", 1)[0] if "." in s.tensor else s.tensor for s in slots
+    )
     width = slots[0].positions.shape[0]
     step, recipe = (width, "copies") if copies else (1, "fresh")
     return Group(name, width, step, min(rows), 0, 0, tuple(layers), tuple(slots), reason, recipe)

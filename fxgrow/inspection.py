@@ -74,12 +74,16 @@ class Inspection:
                 return group
         for group in self.frozen:
             if group.name == name and group.reason is not None:
-                raise InputError(f"group {name!r} can't grow: {group.reason.message} {group.reason.source}".rstrip())
+                raise InputError(
+                    f"group {name!r} can't grow: {group.reason.message} {group.reason.source}".rstrip()
+                )
         import difflib
 
         near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)")
+        raise InputError(
+            f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON types."""
@@ -110,8 +114,12 @@ def inspect_model(
     analysis = analyse(trace(model, example_inputs))
     unsupported = _unsupported(analysis)
     if strict and unsupported:
-        listing = "; ".join(f"{u.op} ×{u.count} (first at {u.source or u.node})" for u in unsupported)
-        raise UnsupportedError(f"operations without a rule: {listing}; drop strict=True to freeze what they touch")
+        listing = "; ".join(
+            f"{u.op} ×{u.count} (first at {u.source or u.node})" for u in unsupported
+        )
+        raise UnsupportedError(
+            f"operations without a rule: {listing}; drop strict=True to freeze what they touch"
+        )
     grouping = group_units(analysis)
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
     state = analysis.state
@@ -139,14 +147,19 @@ def _unsupported(analysis: Analysis) -> tuple[Unsupported, ...]:
 
 
 def _select(
-    groups: tuple[Group, ...], frozen: tuple[Group, ...], include: Sequence[str], exclude: Sequence[str]
+    groups: tuple[Group, ...],
+    frozen: tuple[Group, ...],
+    include: Sequence[str],
+    exclude: Sequence[str],
 ) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """Apply include and exclude: shell patterns over group names and layers."""
     from dataclasses import replace
 
     for pattern in (*include, *exclude):
         if not any(_matches(g, pattern) for g in (*groups, *frozen)):
-            raise InputError(f"the pattern {pattern!r} matches no group; fxgrow inspect lists their names")
+            raise InputError(
+                f"the pattern {pattern!r} matches no group; fxgrow inspect lists their names"
+            )
     kept, left = [], []
     for group in groups:
         wanted = not include or any(_matches(group, p) for p in include)
@@ -178,7 +191,9 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
         for left in _axes_of(a, starts, by_label):
             for right in _axes_of(b, starts, by_label):
                 if left != right:
-                    graph.add_edge(left, right, kind="coupling", op=where.op, node=node, source=source)
+                    graph.add_edge(
+                        left, right, kind="coupling", op=where.op, node=node, source=source
+                    )
     for group in (*inspection.groups, *inspection.frozen):
         for slot in group.slots:
             graph.nodes[slot.tensor, slot.dim].setdefault("groups", []).append(group.name)

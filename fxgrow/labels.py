@@ -183,7 +183,9 @@ class LabelBook:
             known = len(result)
             for plane in planes:
                 lifted = _lift(plane, ndim, keep_zero=product)
-                bare = tuple(d for d in lifted.dims if any(d in big and d not in lab for big, lab in others))
+                bare = tuple(
+                    d for d in lifted.dims if any(d in big and d not in lab for big, lab in others)
+                )
                 if bare and bare == lifted.dims:
                     self.freeze(lifted.labels, "unlabelled", where)
                     continue
@@ -193,7 +195,9 @@ class LabelBook:
         return result
 
     @staticmethod
-    def _covered(planes: Sequence[Plane], shape: Sequence[int], ndim: int) -> tuple[set[int], set[int]]:
+    def _covered(
+        planes: Sequence[Plane], shape: Sequence[int], ndim: int
+    ) -> tuple[set[int], set[int]]:
         shift = ndim - len(shape)
         big = {d + shift for d, size in enumerate(shape) if size > 1}
         return big, {d + shift for p in planes for d in p.dims}
@@ -224,14 +228,18 @@ class LabelBook:
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept
 
-    def mix(self, planes: Sequence[Plane], dims: Sequence[int], code: str, where: Where) -> list[Plane]:
+    def mix(
+        self, planes: Sequence[Plane], dims: Sequence[int], code: str, where: Where
+    ) -> list[Plane]:
         """Reduce over ``dims`` by an operation that mixes what it reduces."""
         gone, kept = self._split(planes, dims)
         for plane in gone:
             self.mixings.append(Mixing(plane.labels, code, where))
         return kept
 
-    def _split(self, planes: Sequence[Plane], dims: Sequence[int]) -> tuple[list[Plane], list[Plane]]:
+    def _split(
+        self, planes: Sequence[Plane], dims: Sequence[int]
+    ) -> tuple[list[Plane], list[Plane]]:
         gone, kept = [], []
         for plane in planes:
             hit = [d for d in plane.dims if d in dims]
@@ -275,7 +283,9 @@ class LabelBook:
 
     def varying(self, labels: Labels) -> list[int]:
         """Dimensions along which the units of ``labels`` still vary."""
-        return [d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])]
+        return [
+            d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
+        ]
 
 
 def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
@@ -323,7 +333,9 @@ def reshape_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[in
     return blocks
 
 
-def reshape_plane(labels: Labels, old: Sequence[int], new: Sequence[int]) -> tuple[Labels, list[tuple[Labels, Labels]]]:
+def reshape_plane(
+    labels: Labels, old: Sequence[int], new: Sequence[int]
+) -> tuple[Labels, list[tuple[Labels, Labels]]]:
     """Reshape a plane in broadcast shape; also return the blocks that changed it."""
     before, after = [1] * len(old), [1] * len(new)
     changed: list[tuple[list[int], list[int]]] = []

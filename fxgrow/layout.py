@@ -52,7 +52,10 @@ class _Block(NamedTuple):
 
 
 def lay_out(
-    book: LabelBook, axes: Mapping[Axis, Labels], groups: Sequence[Group], additions: Mapping[str, int]
+    book: LabelBook,
+    axes: Mapping[Axis, Labels],
+    groups: Sequence[Group],
+    additions: Mapping[str, int],
 ) -> Layout:
     """Insert new units after each contiguous block of their template.
 
@@ -69,8 +72,10 @@ def lay_out(
             for unit in range(group.width) if copies else (group.width - 1,):
                 template = np.sort(slot.positions[unit])
                 gain[axes[axis][template]] = added
-                for run in np.split(template, np.flatnonzero(np.diff(template) > 1) + 1):
-                    blocks[axis].append(_Block(int(run[0]), int(run[-1]), added, owner, index, unit))
+                for run in _runs(template):
+                    blocks[axis].append(
+                        _Block(int(run[0]), int(run[-1]), added, owner, index, unit)
+                    )
     sources: dict[Axis, np.ndarray] = {}
     fresh: dict[tuple[int, int, int], list[np.ndarray]] = defaultdict(list)
     for axis, own in blocks.items():
@@ -80,19 +85,38 @@ def lay_out(
         slots[owner, index].append(np.concatenate(parts, axis=1))
     maps: dict[str, dict[int, AxisMap]] = defaultdict(dict)
     for (tensor, dim), source in sources.items():
-        maps[tensor][dim] = AxisMap(len(source), _old_positions(len(axes[tensor, dim]), blocks[tensor, dim]))
+        maps[tensor][dim] = AxisMap(
+            len(source), _old_positions(len(axes[tensor, dim]), blocks[tensor, dim])
+        )
     index_map = IndexMap(maps)
     grown = []
     for owner, group in enumerate(growing):
         own_slots = tuple(
-            GrownSlot(s.tensor, s.dim, s.role, maps[s.tensor][s.dim].old[s.positions], np.concatenate(slots[owner, i]))
+            GrownSlot(
+                s.tensor,
+                s.dim,
+                s.role,
+                maps[s.tensor][s.dim].old[s.positions],
+                np.concatenate(slots[owner, i]),
+            )
             for i, s in enumerate(group.slots)
         )
-        grown.append(GrownGroup(group.name, group.width, additions[group.name], own_slots, group.recipe))
+        grown.append(
+            GrownGroup(group.name, group.width, additions[group.name], own_slots, group.recipe)
+        )
     return Layout(index_map, tuple(grown), sources, gain, _units(book, axes, sources, grown))
 
 
-def _insert(size: int, blocks: list[_Block], fresh: dict[tuple[int, int, int], list[np.ndarray]]) -> np.ndarray:
+def _runs(positions: np.ndarray) -> list[np.ndarray]:
+    """Split ascending positions into contiguous runs."""
+    if len(positions) == 1 or positions[-1] - positions[0] == len(positions) - 1:
+        return [positions]
+    return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+
+
+def _insert(
+    size: int, blocks: list[_Block], fresh: dict[tuple[int, int, int], list[np.ndarray]]
+) -> np.ndarray:
     parts, start, shift = [], 0, 0
     for block in blocks:
         length = block.last - block.first + 1
@@ -114,7 +138,10 @@ def _old_positions(size: int, blocks: list[_Block]) -> np.ndarray:
 
 
 def _units(
-    book: LabelBook, axes: Mapping[Axis, Labels], sources: Mapping[Axis, np.ndarray], grown: Sequence[GrownGroup]
+    book: LabelBook,
+    axes: Mapping[Axis, Labels],
+    sources: Mapping[Axis, np.ndarray],
+    grown: Sequence[GrownGroup],
 ) -> dict[Axis, np.ndarray]:
     """Identity of the unit at every new position: a root, or a number for a new unit."""
     units = {}

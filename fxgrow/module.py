@@ -16,7 +16,11 @@ class GrownModule(fx.GraphModule):
     """
 
     def __init__(
-        self, root: nn.Module, graph: fx.Graph, train_graph: fx.Graph | None = None, class_name: str = "GrownModule"
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        train_graph: fx.Graph | None = None,
+        class_name: str = "GrownModule",
     ) -> None:
         super().__init__(root, graph, class_name)
         # fx copies only what the graph names, into bare modules; keep the real tree.
@@ -113,7 +117,9 @@ def _decode(records: list[tuple[Any, ...]]) -> fx.Graph:
         return value
 
     for name, op, target, args, kwargs, kind in records:
-        nodes[name] = graph.create_node(op, target, real(_lists(args)), real(_lists(kwargs)), name, kind)
+        nodes[name] = graph.create_node(
+            op, target, real(_lists(args)), real(_lists(kwargs)), name, kind
+        )
     return graph
 
 

@@ -109,7 +109,11 @@ def _view(site: Site) -> None:
 def _unflatten(site: Site) -> None:
     noted, source = site.before(), site.first()
     dim, given = site.node.args[1], site.node.args[2]
-    if not isinstance(noted, Noted) or not isinstance(dim, int) or not isinstance(given, (tuple, list)):
+    if (
+        not isinstance(noted, Noted)
+        or not isinstance(dim, int)
+        or not isinstance(given, (tuple, list))
+    ):
         return
     dim %= len(source.shape)
     wanted = site.sizes.shape(noted)[dim : dim + len(given)]
@@ -138,7 +142,9 @@ def _split(site: Site) -> None:
         if _even(new, per):
             return
         site.node.target = "split" if site.node.op == "call_method" else torch.split
-    uniform = isinstance(args[1] if len(args) > 1 else None, int) and not chunk and _even(new, new[0])
+    uniform = (
+        isinstance(args[1] if len(args) > 1 else None, int) and not chunk and _even(new, new[0])
+    )
     site.node.args = (args[0], new[0] if uniform else new, dim)
     site.node.kwargs = {}
 
@@ -181,7 +187,9 @@ def _bounds(item: Any, gains: np.ndarray) -> Any:
         return item
     if isinstance(item, int):
         return _moved(item % size, gains)
-    if isinstance(item, slice) and not any(isinstance(b, fx.Node) for b in (item.start, item.stop, item.step)):
+    if isinstance(item, slice) and not any(
+        isinstance(b, fx.Node) for b in (item.start, item.stop, item.step)
+    ):
         start, stop, step = item.indices(size)
         return slice(_moved(start, gains), _moved(stop, gains), step)
     return item
@@ -255,7 +263,15 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
 # Arithmetic of a tensor with a number, where a number computed from a width (the scale
 # of attention) must keep its value.
 ARITHMETIC = {
-    *(operator.mul, operator.truediv, operator.add, operator.sub, operator.pow, operator.imul, operator.itruediv),
+    *(
+        operator.mul,
+        operator.truediv,
+        operator.add,
+        operator.sub,
+        operator.pow,
+        operator.imul,
+        operator.itruediv,
+    ),
     *(torch.mul, torch.div, torch.add, torch.sub, torch.pow, F.scaled_dot_product_attention),
     *("mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow"),
 }
@@ -298,7 +314,9 @@ def _first_size(module: Any) -> int:
 ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "groups": _groups_of,
     "num_groups": lambda m, x: x.shape[1] // (m.num_channels // m.num_groups),
-    "out_channels": lambda m, x: m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0],
+    "out_channels": lambda m, x: (
+        m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0]
+    ),
     "in_channels": lambda m, x: m.weight.shape[0] if m.transposed else m.weight.shape[1] * m.groups,
     "out_features": lambda m, x: m.weight.shape[0],
     "in_features": lambda m, x: m.weight.shape[1],

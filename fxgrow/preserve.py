@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .layout import Layout
 
 
-def new_tensors(layout: Layout, old: Mapping[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+def new_tensors(
+    layout: Layout, old: Mapping[str, torch.Tensor], seed: int
+) -> dict[str, torch.Tensor]:
     """Return every tensor that grows, in its new shape, dtype and device kept."""
     generator = torch.Generator().manual_seed(seed)
     slots: dict[str, list[tuple[GrownSlot, str]]] = defaultdict(list)
@@ -53,7 +55,9 @@ def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.G
     shares = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
     shares /= shares.sum(dim=1, keepdim=True)
     column = torch.ones(tensor.shape[slot.dim], dtype=torch.float64)
-    column[torch.from_numpy(family.reshape(-1))] = shares[..., None].expand(*family.shape).reshape(-1)
+    column[torch.from_numpy(family.reshape(-1))] = (
+        shares[..., None].expand(*family.shape).reshape(-1)
+    )
     shape = [1] * tensor.ndim
     shape[slot.dim] = -1
     tensor.mul_(column.to(tensor).reshape(shape))
@@ -69,7 +73,9 @@ def _fill(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Ge
         shape = list(tensor.shape)
         shape[slot.dim] = len(index)
         bound = 1 / math.sqrt(max(fan_in(tensors, slot), 1))
-        fresh = torch.empty(shape, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+        fresh = torch.empty(
+            shape, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        )
         fresh.uniform_(-bound, bound, generator=generator)
         tensor.index_copy_(slot.dim, index, fresh.to(tensor))
         return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Planes = tuple[Plane, ...]
-_KEY = "_fxgrow_value"
+LABELS_KEY = "_fxgrow_value"
 
 
 class Value(NamedTuple):
@@ -82,7 +82,7 @@ class Propagation:
 
     def value(self, tensor: torch.Tensor) -> Value:
         """Return what is known of ``tensor``; parameters get a plane per axis."""
-        known = tensor.__dict__.get(_KEY)
+        known = tensor.__dict__.get(LABELS_KEY)
         if known is not None:
             return known  # type: ignore[no-any-return]  # a tensor's __dict__ is untyped
         name = self.names.get(id(tensor))
@@ -97,7 +97,7 @@ class Propagation:
     def weight_planes(self, tensor: torch.Tensor, dims: Sequence[int]) -> Planes:
         """Like :meth:`planes`, but a parameter is only labelled along ``dims``."""
         name = self.names.get(id(tensor))
-        if name is None or _KEY in tensor.__dict__:
+        if name is None or LABELS_KEY in tensor.__dict__:
             return self.planes(tensor)
         return self.axis_planes(name, tensor, dims)
 
@@ -124,11 +124,11 @@ class Propagation:
     def assign(self, out: Any, planes: Any, *, weight: bool, live: bool) -> None:
         """Attach planes to one output tensor, or to each of several."""
         if isinstance(out, torch.Tensor):
-            out.__dict__[_KEY] = Value(tuple(planes), weight, live)
+            out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
             return
         for tensor, own in zip(out, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
-                tensor.__dict__[_KEY] = Value(tuple(own), weight, live)
+                tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
 
     # -- what rules say --------------------------------------------------------
 
@@ -144,7 +144,9 @@ class Propagation:
         for plane in planes:
             self.book.freeze(plane.labels, code, where)
 
-    def count_flops(self, flops: int, weight: Sequence[Plane] | None, planes: Sequence[Plane]) -> None:
+    def count_flops(
+        self, flops: int, weight: Sequence[Plane] | None, planes: Sequence[Plane]
+    ) -> None:
         """Book the FLOPs of a contraction with a weight, or of two activations."""
         owner = next((axis[0] for p in weight or () for axis in p.zero), None)
         if owner is not None:
@@ -192,7 +194,7 @@ class LabelMode(TorchDispatchMode):
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
-        known = [t.__dict__.get(_KEY) for t in inputs]
+        known = [t.__dict__.get(LABELS_KEY) for t in inputs]
         given = any(id(t) in state.names and k is None for t, k in zip(inputs, known, strict=True))
         labelled = given or any(v is not None and v.planes for v in known)
         # Only what depends on the inputs may be skipped: constants (index tables,
@@ -214,24 +216,34 @@ class LabelMode(TorchDispatchMode):
         call = Call(packet._qualified_op_name.removeprefix("aten::"), args, kwargs, out)
         if rule is None:
             rule = self.rules.unknown
-        if func._schema.is_mutable and inputs[0].__dict__.get(_KEY) is not None:
+        if func._schema.is_mutable and inputs[0].__dict__.get(LABELS_KEY) is not None:
             self._guard_view(inputs[0], rule, call, weight=weight, live=live)
         else:
             state.assign(out, rule(state, call), weight=weight, live=live)
         return out
 
-    def _guard_view(self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool) -> None:
+    def _guard_view(
+        self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool
+    ) -> None:
         """Label an in-place call; what its base could not know of is frozen."""
         known = self.state.value(target).planes
         planes = tuple(rule(self.state, call))
         if target._is_view():
             shapes = {p.labels.shape for p in known}
-            self.state.freeze([p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name)
+            self.state.freeze(
+                [p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name
+            )
         self.state.assign(target, planes, weight=weight, live=live)
 
 
 def _nothing(out: Any) -> Any:
-    return () if isinstance(out, torch.Tensor) else [()] * len(out) if isinstance(out, (list, tuple)) else ()
+    return (
+        ()
+        if isinstance(out, torch.Tensor)
+        else [()] * len(out)
+        if isinstance(out, (list, tuple))
+        else ()
+    )
 
 
 def prod(sizes: Iterable[int]) -> int:

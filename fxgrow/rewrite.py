@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module
 from .preserve import new_tensors
-from .propagate import LabelMode, Propagation
+from .propagate import LABELS_KEY, LabelMode, Propagation
 from .shuffle import make_explicit
 from .trace import no_fast_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from .inspection import Inspection
 
@@ -39,7 +40,12 @@ class _Widened:
 
 
 def rewrite(
-    model: nn.Module, inspection: Inspection, additions: Mapping[str, int], *, seed: int = 0, emit: str = "graph"
+    model: nn.Module,
+    inspection: Inspection,
+    additions: Mapping[str, int],
+    *,
+    seed: int = 0,
+    emit: str = "graph",
 ) -> Rewritten:
     """Return a widened copy of ``model``: ``additions`` units per group, function kept.
 
@@ -57,7 +63,9 @@ def rewrite(
     sizes = Sizes(analysis.state.book, layout.gain)
     widened = _copy(model, inspection, tensors, sizes)
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
-        raise UnsupportedError("a channel shuffle grows by an index in the graph; use emit='graph', or exclude its groups")
+        raise UnsupportedError(
+            "a channel shuffle grows by an index in the graph; use emit='graph', or exclude its groups"
+        )
     _patch_and_check(analysis, layout, widened, sizes)
     if emit == "graph":
         module: nn.Module = GrownModule(
@@ -68,7 +76,9 @@ def rewrite(
     return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
 
 
-def _copy(model: nn.Module, inspection: Inspection, tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> _Widened:
+def _copy(
+    model: nn.Module, inspection: Inspection, tensors: Mapping[str, torch.Tensor], sizes: Sizes
+) -> _Widened:
     """Copy the model; tensors that grow are replaced on the way, not copied twice."""
     analysis = inspection.analysis
     memo: dict[int, Any] = {}
@@ -89,7 +99,9 @@ def _copy(model: nn.Module, inspection: Inspection, tensors: Mapping[str, torch.
         origins.update({new: old for old, new in nodes.items()})
         explicit = make_explicit(inspection.shuffles, nodes, analysis.planes, sizes, root)
         origins.update(explicit)
-        edits += [f"{old.name}: channel order made explicit by index_select" for old in explicit.values()]
+        edits += [
+            f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
+        ]
     graphs.setdefault("train", graphs["eval"])
     return _Widened(root, graphs, origins, edits)
 
@@ -100,31 +112,36 @@ def _add_constants(root: nn.Module, analysis: Analysis) -> None:
         for node in graph.nodes:
             name = str(node.target)
             if node.op == "get_attr" and "." not in name and not hasattr(root, name):
-                root.register_buffer(name, getattr(analysis.traced.root, name).clone(), persistent=False)
+                root.register_buffer(
+                    name, getattr(analysis.traced.root, name).clone(), persistent=False
+                )
 
 
 class _Widener(LabelExecutor):
     """Runs the widened graph under label propagation, patching it on the way."""
 
     def __init__(
-        self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation, shadow: nn.Module
+        self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation
     ) -> None:
-        super().__init__(shadow, analysis.traced.inputs, state)
+        super().__init__(widened.root, analysis.traced.inputs, state)
         self.widened = widened
-        self.real = dict(widened.root.named_modules(remove_duplicate=False))
         self.sizes = sizes
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
 
     def compute(self, node: fx.Node) -> Any:
         """Patch a node, run it, and hold its shape against what labels ask for."""
         before = self.known.get(node)
-        touched = any(_touched(self.known.get(n), self.sizes) for n in (node, *node.all_input_nodes))
+        touched = any(
+            _touched(self.known.get(n), self.sizes) for n in (node, *node.all_input_nodes)
+        )
         if touched or any(self._changed(n) for n in node.all_input_nodes):
             self._patch(node)
         try:
             value = super().compute(node)
         except FxgrowError as error:
-            raise UnsupportedError(f"{_place(node)} does not run at the new width: {error}") from error
+            raise UnsupportedError(
+                f"{_place(node)} does not run at the new width: {error}"
+            ) from error
         if touched:
             self._compare(node, before, value)
         return value
@@ -132,7 +149,9 @@ class _Widener(LabelExecutor):
     def _changed(self, node: fx.Node) -> bool:
         """Whether a number computed from sizes is another one than before growth."""
         value, before = self.values[node], self.known.get(node)
-        return isinstance(value, (int, float)) and isinstance(before, (int, float)) and value != before
+        return (
+            isinstance(value, (int, float)) and isinstance(before, (int, float)) and value != before
+        )
 
     def _patch(self, node: fx.Node) -> None:
         old = (node.args, node.kwargs, node.target)
@@ -140,8 +159,7 @@ class _Widener(LabelExecutor):
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0]) if node.args else None
-            self.widened.edits.extend(patch_module(self.real[name], name, x))
-            patch_module(self.modules[name], name, x)
+            self.widened.edits.extend(patch_module(self.modules[name], name, x))
         elif node.target in PATCHES:
             PATCHES[node.target](Site(node, self.sizes, self.known, self.values))
         elif node.target in ARITHMETIC:
@@ -208,20 +226,40 @@ def _place(node: fx.Node) -> str:
 
 def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, sizes: Sizes) -> None:
     """Run the widened graphs under labels; compare their partition with the expected one."""
-    from .trace import shadow
-
-    twin = shadow(widened.root)
-    names = tensor_names(twin)
+    root = widened.root
+    names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
-    for mode, graph in list(widened.graphs.items()):
-        if mode == "train" and graph is widened.graphs["eval"]:
-            continue
-        twin.train(mode == "train")
-        run = _Widener(widened, analysis, sizes, state, twin)
-        with no_fast_path(), torch.no_grad(), torch.random.fork_rng(devices=[]), LabelMode(state, rules):
-            run.run(list(graph.nodes))
+    with _untouched(root):
+        for mode, graph in list(widened.graphs.items()):
+            if mode == "train" and graph is widened.graphs["eval"]:
+                continue
+            root.train(mode == "train")
+            run = _Widener(widened, analysis, sizes, state)
+            with (
+                no_fast_path(),
+                torch.no_grad(),
+                torch.random.fork_rng(devices=[]),
+                LabelMode(state, rules),
+            ):
+                run.run(list(graph.nodes))
     state.book.settle()
     check_partition(state, layout)
+
+
+@contextmanager
+def _untouched(root: nn.Module) -> Iterator[None]:
+    """Restore modes and buffers (a run in train mode updates running statistics)."""
+    modes = [(module, module.training) for module in root.modules()]
+    buffers = [(b, b._version, b.clone()) for b in root.buffers()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, version, value in buffers:
+            buffer.__dict__.pop(LABELS_KEY, None)
+            if buffer._version != version:
+                buffer.copy_(value)
 
 
 def check_partition(state: Propagation, layout: Layout) -> None:
@@ -234,11 +272,15 @@ def check_partition(state: Propagation, layout: Layout) -> None:
     """
     if state.axes.keys() != layout.units.keys():
         odd = sorted(state.axes.keys() ^ layout.units.keys())
-        raise VerificationError(f"the widened model uses other parameters than the original, e.g. {odd[:3]}")
+        raise VerificationError(
+            f"the widened model uses other parameters than the original, e.g. {odd[:3]}"
+        )
     expected = np.zeros(state.book.size, dtype=np.int64)
     for axis, labels in state.axes.items():
         if len(labels) != len(layout.units[axis]):
-            raise VerificationError(f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {len(layout.units[axis])}")
+            raise VerificationError(
+                f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {len(layout.units[axis])}"
+            )
         expected[labels] = layout.units[axis]
     roots = state.book.find(np.arange(state.book.size))
     by_root = np.zeros(state.book.size, dtype=np.int64)
@@ -248,7 +290,9 @@ def check_partition(state: Propagation, layout: Layout) -> None:
     wrong = (by_root[roots] != expected) | (by_unit[expected] != roots)
     if wrong.any():
         label = int(np.flatnonzero(wrong)[0])
-        tensor, dim = next((a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0))
+        tensor, dim = next(
+            (a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0)
+        )
         raise VerificationError(
             f"in the widened model {int(wrong.sum())} slices belong to other units than in the original, first in "
             f"{tensor} (dim {dim}); the growth was refused: exclude this group"

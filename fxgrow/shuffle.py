@@ -24,8 +24,27 @@ if TYPE_CHECKING:
     from .patch import Sizes
 
 _MOVES = {
-    *("view", "reshape", "transpose", "permute", "contiguous", "flatten", "swapaxes", "unflatten", "movedim", "clone"),
-    *(torch.transpose, torch.permute, torch.reshape, torch.flatten, torch.swapaxes, torch.unflatten, torch.movedim),
+    *(
+        "view",
+        "reshape",
+        "transpose",
+        "permute",
+        "contiguous",
+        "flatten",
+        "swapaxes",
+        "unflatten",
+        "movedim",
+        "clone",
+    ),
+    *(
+        torch.transpose,
+        torch.permute,
+        torch.reshape,
+        torch.flatten,
+        torch.swapaxes,
+        torch.unflatten,
+        torch.movedim,
+    ),
 }
 _LONGEST = 6  # nodes between the first reshape of a shuffle and its last
 
@@ -129,7 +148,11 @@ def widened_order(order: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def make_explicit(
-    shuffles: Sequence[Shuffle], nodes: Mapping[fx.Node, fx.Node], planes: Mapping[fx.Node, Any], sizes: Sizes, root: nn.Module
+    shuffles: Sequence[Shuffle],
+    nodes: Mapping[fx.Node, fx.Node],
+    planes: Mapping[fx.Node, Any],
+    sizes: Sizes,
+    root: nn.Module,
 ) -> dict[fx.Node, fx.Node]:
     """Replace shuffles that grow, in a copied graph, by an index of the widened order.
 
@@ -162,5 +185,7 @@ def _add_order(root: nn.Module, order: np.ndarray) -> str:
     while hasattr(root, f"_order{number}"):
         number += 1
     device = next((p.device for p in root.parameters()), None)
-    root.register_buffer(f"_order{number}", torch.from_numpy(order.copy()).to(device), persistent=False)
+    root.register_buffer(
+        f"_order{number}", torch.from_numpy(order.copy()).to(device), persistent=False
+    )
     return f"_order{number}"

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
-FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, AssertionError, IndexError, KeyError)
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    IndexError,
+    KeyError,
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +64,15 @@ class Inputs:
             f"not {type(example).__name__}"
         )
 
-
     def doubled(self) -> Inputs:
         """Every sample twice: norms can't train on batches of one value per channel."""
 
         def twice(value: Any) -> Any:
-            return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.ndim else value
+            return (
+                torch.cat([value, value])
+                if isinstance(value, torch.Tensor) and value.ndim
+                else value
+            )
 
         args, kwargs = fx.node.map_aggregate((self.args, dict(self.kwargs)), twice)
         return Inputs(tuple(args), dict(kwargs))
@@ -87,7 +99,9 @@ class Traced:
 
 def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Module:
     """Deep copy of ``model`` that shares its parameters (or takes ``replace``'s)."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()} if replace is None else dict(replace)
+    memo: dict[int, Any] = (
+        {id(p): p for p in model.parameters()} if replace is None else dict(replace)
+    )
     try:
         return copy.deepcopy(model, memo)
     except FAILURES as error:
@@ -153,7 +167,10 @@ class _Tracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         except FAILURES + (fx.proxy.TraceError,):
             self._forget_after(last)
-            self.scope, self.module_stack = scope, stack  # torch leaves them as they were when it failed
+            self.scope, self.module_stack = (
+                scope,
+                stack,
+            )  # torch leaves them as they were when it failed
             name = self.path_of_module(m)
             if m is self.root:
                 raise
@@ -169,7 +186,9 @@ class _Tracer(fx.Tracer):
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
         """Open functions that are given parameters and have constants inside."""
         if kind == "call_function" and not self._busy:
             body = DECOMPOSITIONS.get(target)
@@ -264,7 +283,21 @@ class _Tracer(fx.Tracer):
 
 
 _SIZES = {"shape", "size", "numel", "stride", "data_ptr"}
-_STATIC = {"dim", "is_floating_point", "is_complex", "is_contiguous", "is_nested", "ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse", "is_quantized"}
+_STATIC = {
+    "dim",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "is_nested",
+    "ndim",
+    "dtype",
+    "device",
+    "is_cuda",
+    "requires_grad",
+    "layout",
+    "is_sparse",
+    "is_quantized",
+}
 
 
 def guard(value: Any, expected: bool) -> None:
@@ -288,7 +321,11 @@ fx.node._side_effectful_functions.update({guard, operator.setitem})
 
 def _is_wrapped(target: Any) -> bool:
     module = getattr(target, "__module__", "") or ""
-    return hasattr(target, "__code__") and not module.startswith(("torch.", "_operator", "fxgrow", "math", "builtins")) and module != "torch"
+    return (
+        hasattr(target, "__code__")
+        and not module.startswith(("torch.", "_operator", "fxgrow", "math", "builtins"))
+        and module != "torch"
+    )
 
 
 def _gives_parameter(args: Any) -> bool:
@@ -402,10 +439,20 @@ def _drop_unused(graph: fx.Graph) -> None:
     """Erase size arithmetic that opened code left behind (operations stay)."""
     for node in reversed(list(graph.nodes)):
         plain = node.op == "get_attr" or (
-            node.op == "call_function" and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
+            node.op == "call_function"
+            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
         )
-        sizes = node.op == "call_method" and node.target in {"size", "dim", "numel", "is_floating_point"}
-        inplace = node.op == "call_function" and node.target in {operator.setitem, operator.iadd, operator.imul}
+        sizes = node.op == "call_method" and node.target in {
+            "size",
+            "dim",
+            "numel",
+            "is_floating_point",
+        }
+        inplace = node.op == "call_function" and node.target in {
+            operator.setitem,
+            operator.iadd,
+            operator.imul,
+        }
         if not node.users and (plain or sizes) and not inplace:
             graph.erase_node(node)
 

@@ -31,7 +31,13 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     for training in (False, True):
         before, after = _outputs(old, new, example, training=training)
         errors[training] = _difference(before, after)
-    return Verification(errors[False], errors[True], True, TOLERANCES.get(dtype, 1e-3), str(dtype).removeprefix("torch."))
+    return Verification(
+        errors[False],
+        errors[True],
+        True,
+        TOLERANCES.get(dtype, 1e-3),
+        str(dtype).removeprefix("torch."),
+    )
 
 
 def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) -> tuple[Any, Any]:

@@ -24,7 +24,19 @@ if TYPE_CHECKING:
     Rule = Callable[[Propagation, Call], Any]
 
 _PRODUCTS = {"mul", "div"}
-_ZERO_KEEPING = {"clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous", "mul", "div", "_conj", "abs"}
+_ZERO_KEEPING = {
+    "clone",
+    "detach",
+    "alias",
+    "_to_copy",
+    "neg",
+    "lift_fresh",
+    "contiguous",
+    "mul",
+    "div",
+    "_conj",
+    "abs",
+}
 
 
 def pointwise(state: Propagation, call: Call) -> Any:
@@ -43,7 +55,9 @@ def pointwise(state: Propagation, call: Call) -> Any:
 def copy_(state: Propagation, call: Call) -> Any:
     """In-place copy: the target takes the source's labels on top of its own."""
     tensors = call.args[:2]
-    return state.book.meet([(state.planes(t), t.shape) for t in tensors], call.out.ndim, state.where(call.name))
+    return state.book.meet(
+        [(state.planes(t), t.shape) for t in tensors], call.out.ndim, state.where(call.name)
+    )
 
 
 def unlabelled(state: Propagation, call: Call) -> Any:
@@ -109,8 +123,11 @@ def _table() -> dict[str, Rule]:
         _family(reduce.reducer(1), "var std var_mean std_mean"),
         _family(reduce.reducer(2), "linalg_vector_norm norm"),
         _family(reduce.scan, "_softmax _log_softmax _safe_softmax cumsum cumprod sort topk"),
-        _family(reduce.batch_norm, "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-                "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update"),
+        _family(
+            reduce.batch_norm,
+            "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+            "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update",
+        ),
         _family(reduce.layer_norm, "native_layer_norm rms_norm _fused_rms_norm"),
         _family(reduce.group_norm, "native_group_norm"),
         _family(
@@ -127,8 +144,11 @@ def _table() -> dict[str, Rule]:
             "full_like rand_like randn_like hardswish hardsigmoid silu gelu mish elu softplus bernoulli uniform normal random dropout _prelu_kernel glu_jvp",
         ),
         _family(copy_, "copy"),
-        _family(unlabelled, "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided _local_scalar_dense "
-                "is_same_size _assert_async _has_compatible_shallow_copy_type equal scalar_tensor"),
+        _family(
+            unlabelled,
+            "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided _local_scalar_dense "
+            "is_same_size _assert_async _has_compatible_shallow_copy_type equal scalar_tensor",
+        ),
     ]
     table: dict[str, Rule] = {}
     for family in families:

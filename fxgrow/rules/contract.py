@@ -57,7 +57,9 @@ def contraction(
     weight = (pb if weight_b else pa) if weight_a != weight_b else None
     if weight is not None:
         state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
-    first, second = ((pa, shape_a), (pb, shape_b)) if not weight_a else ((pb, shape_b), (pa, shape_a))
+    first, second = (
+        ((pa, shape_a), (pb, shape_b)) if not weight_a else ((pb, shape_b), (pa, shape_a))
+    )
     met = state.book.meet([first, second], len(shape_a), where, product=True)
     flops = 2
     for sa, sb in zip(shape_a, shape_b, strict=True):
@@ -66,7 +68,9 @@ def contraction(
     return state.book.contract(met, over, where)
 
 
-def _matmul(state: Propagation, call: Call, a: Any, b: Any, dims_a: Sequence[int], dims_b: Sequence[int]) -> list[Plane]:
+def _matmul(
+    state: Propagation, call: Call, a: Any, b: Any, dims_a: Sequence[int], dims_b: Sequence[int]
+) -> list[Plane]:
     ndim = max(*dims_a, *dims_b) + 1
     shapes = []
     for tensor, dims in ((a, dims_a), (b, dims_b)):
@@ -146,7 +150,9 @@ def convolution(state: Propagation, call: Call) -> list[Plane]:
     return state.book.meet(operands, x.ndim, state.where(call.name))
 
 
-def _dense_convolution(state: Propagation, call: Call, planes: Sequence[Plane], axes: tuple[int, int]) -> list[Plane]:
+def _dense_convolution(
+    state: Propagation, call: Call, planes: Sequence[Plane], axes: tuple[int, int]
+) -> list[Plane]:
     """Virtual tensor: batch, out channel, in channel, space (summed over, too)."""
     x, weight = call.args[:2]
     spatial = x.ndim - 2
@@ -158,7 +164,9 @@ def _dense_convolution(state: Propagation, call: Call, planes: Sequence[Plane], 
     w_shape = [1, weight.shape[out_axis], weight.shape[in_axis], *[1] * spatial]
     x_shape = [x.shape[0], 1, *x.shape[1:]]
     macs = weight.numel() * x.shape[0] * _positions(call)
-    met = _conv_contract(state, call, (rows, x_shape), (columns, w_shape), list(range(2, ndim)), 2 * macs)
+    met = _conv_contract(
+        state, call, (rows, x_shape), (columns, w_shape), list(range(2, ndim)), 2 * macs
+    )
     return [Plane(p.labels.reshape(p.labels.shape[:2] + (1,) * spatial), p.zero) for p in met]
 
 
@@ -171,7 +179,9 @@ def _positions(call: Call) -> int:
     return count
 
 
-def _conv_contract(state: Propagation, call: Call, a: Any, b: Any, over: list[int], flops: int) -> list[Plane]:
+def _conv_contract(
+    state: Propagation, call: Call, a: Any, b: Any, over: list[int], flops: int
+) -> list[Plane]:
     where = state.where(call.name)
     state.role((p for p in b[0] if not set(p.dims) & set(over)), "producer")
     met = state.book.meet([a, b], len(a[1]), where, product=True)
@@ -236,13 +246,19 @@ def attention(state: Propagation, call: Call) -> Any:
     where = state.where(call.name)
     mask = call.kwargs.get("attn_mask", call.args[3] if len(call.args) > 3 else None)
     if isinstance(mask, torch.Tensor):
-        scores = state.book.meet([(scores, (b, h, length, s)), (state.planes(mask), mask.shape)], 4, where)
+        scores = state.book.meet(
+            [(scores, (b, h, length, s)), (state.planes(mask), mask.shape)], 4, where
+        )
     weights = [Plane(p.labels[..., None], ()) for p in scores]
     values = spread(state.planes(v), (0, 1, 3, 4), 5)
     # S is both the softmax' dimension and the one summed over: one mixing reduction.
     weights = state.book.mix(weights, [3], "softmax", where)
     met = contraction(
-        state, call.name, (weights, [b, h, length, s, 1], False), (values, [b, h, 1, s, width], state.is_weight(v)), [3]
+        state,
+        call.name,
+        (weights, [b, h, length, s, 1], False),
+        (values, [b, h, 1, s, width], state.is_weight(v)),
+        [3],
     )
     planes = squeeze_to(met, (0, 1, 2, 4))
     return planes if out is call.out else [planes] + [()] * 16

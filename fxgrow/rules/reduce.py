@@ -126,7 +126,12 @@ def group_norm(state: Propagation, call: Call) -> list[list[Plane]]:
         if isinstance(entry, torch.Tensor):
             own = state.planes(entry)
             state.role(own, "norm")
-            operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], column[:1] + entry.shape + column[2:]))
+            operands.append(
+                (
+                    [Plane(p.labels.reshape(column), p.zero) for p in own],
+                    column[:1] + entry.shape + column[2:],
+                )
+            )
     met = [Plane(p.labels) for p in state.book.meet(operands, x.ndim, where)]
     for plane in met:
         if 1 not in plane.dims:

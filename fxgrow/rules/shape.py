@@ -36,7 +36,9 @@ def view(state: Propagation, call: Call) -> list[Plane]:
 
 def permute(state: Propagation, call: Call) -> list[Plane]:
     """``permute(dims)``."""
-    return _each(state.planes(call.args[0]), lambda a: a.transpose([d % a.ndim for d in call.args[1]]))
+    return _each(
+        state.planes(call.args[0]), lambda a: a.transpose([d % a.ndim for d in call.args[1]])
+    )
 
 
 def transpose(state: Propagation, call: Call) -> list[Plane]:
@@ -56,13 +58,17 @@ def unsqueeze(state: Propagation, call: Call) -> list[Plane]:
 
 def squeeze(state: Propagation, call: Call) -> list[Plane]:
     """All forms of ``squeeze``: dimensions of size 1 carry no labels."""
-    return _each(state.planes(call.args[0]), lambda a: _squeezed(a, call.args[0].shape, call.args[1:]))
+    return _each(
+        state.planes(call.args[0]), lambda a: _squeezed(a, call.args[0].shape, call.args[1:])
+    )
 
 
 def _squeezed(labels: Labels, shape: torch.Size, args: tuple[Any, ...]) -> Labels:
     dims = range(len(shape)) if not args else [args[0]] if isinstance(args[0], int) else args[0]
     gone = {d % len(shape) for d in dims}
-    return labels.reshape([n for d, n in enumerate(labels.shape) if not (d in gone and shape[d] == 1)])
+    return labels.reshape(
+        [n for d, n in enumerate(labels.shape) if not (d in gone and shape[d] == 1)]
+    )
 
 
 def expand(state: Propagation, call: Call) -> list[Plane]:
@@ -74,7 +80,10 @@ def expand(state: Propagation, call: Call) -> list[Plane]:
 def select(state: Propagation, call: Call) -> list[Plane]:
     """``select(dim, index)``."""
     dim, index = call.args[1], call.args[2]
-    return _each(state.planes(call.args[0]), lambda a: compress(a.take(index if a.shape[dim] > 1 else 0, axis=dim)))
+    return _each(
+        state.planes(call.args[0]),
+        lambda a: compress(a.take(index if a.shape[dim] > 1 else 0, axis=dim)),
+    )
 
 
 def slice_(state: Propagation, call: Call) -> list[Plane]:
@@ -116,7 +125,13 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     along, across = [], []
     for tensor in tensors:
         planes = state.planes(tensor)
-        along.append([p for p in planes if p.labels.shape[dim] > 1 or (tensor.shape[dim] == 1 and not p.dims)])
+        along.append(
+            [
+                p
+                for p in planes
+                if p.labels.shape[dim] > 1 or (tensor.shape[dim] == 1 and not p.dims)
+            ]
+        )
         across.append([p for p in planes if p.labels.shape[dim] == 1])
     result = []
     if any(along):
@@ -128,7 +143,9 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     return result
 
 
-def _segments(state: Propagation, call: Call, tensors: list[torch.Tensor], along: list[list[Plane]], dim: int) -> Plane:
+def _segments(
+    state: Propagation, call: Call, tensors: list[torch.Tensor], along: list[list[Plane]], dim: int
+) -> Plane:
     parts = []
     for tensor, planes in zip(tensors, along, strict=True):
         if not planes:  # nothing of ours: the outside world
@@ -154,7 +171,10 @@ def stack(state: Propagation, call: Call) -> list[Plane]:
     tensors = call.args[0]
     counts = {len(state.planes(x)) for x in tensors}
     if len(counts) > 1:
-        operands = [(_each(state.planes(x), lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape) for x in tensors]
+        operands = [
+            (_each(state.planes(x), lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape)
+            for x in tensors
+        ]
         return state.book.meet(operands, call.out.ndim, state.where(call.name))
     result = []
     for together in zip(*(state.planes(x) for x in tensors), strict=True):
@@ -224,7 +244,9 @@ def index(state: Propagation, call: Call) -> list[Plane]:
     if any(state.value(i).live for i in indices):
         positions = call.args[1] if isinstance(call.args[1], (list, tuple)) else None
         touched = (
-            {d for d, i in enumerate(positions) if i is not None} if positions is not None else {call.args[1] % x.ndim}
+            {d for d, i in enumerate(positions) if i is not None}
+            if positions is not None
+            else {call.args[1] % x.ndim}
         )
         for plane in state.planes(x):
             if touched & set(plane.dims):

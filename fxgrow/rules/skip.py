@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+
 def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
     """Shape of ``mm``."""
     return args[0].new_empty((args[0].shape[0], args[1].shape[1]))
@@ -68,7 +69,9 @@ def skip_cat(args: Any, kwargs: Any) -> Any:
     """Shape of a concatenation of tensors of one rank and dtype."""
     tensors, dim = args[0], args[1] if len(args) > 1 else 0
     first = tensors[0]
-    if not first.is_floating_point() or any(t.dtype != first.dtype or t.ndim != first.ndim for t in tensors):
+    if not first.is_floating_point() or any(
+        t.dtype != first.dtype or t.ndim != first.ndim for t in tensors
+    ):
         return NotImplemented
     shape = list(first.shape)
     rest = [n for d, n in enumerate(shape) if d != dim % first.ndim]
