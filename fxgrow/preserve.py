@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,8 +18,10 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .ir import GrownSlot
+    from .ir import AxisMap, GrownSlot
     from .layout import Layout
+
+_MOST_BLOCKS = 256
 
 
 def new_tensors(
@@ -32,19 +35,59 @@ def new_tensors(
             slots[slot.tensor].append((slot, group.recipe))
     result: dict[str, torch.Tensor] = {}
     for name, axes in layout.index_map.axes.items():
-        tensor = old[name].detach()
-        for dim in axes:
-            source = torch.from_numpy(layout.sources[name, dim]).to(tensor.device)
-            tensor = tensor.index_select(dim, source)
-        result[name] = tensor
+        copies = any(recipe == "copies" for _, recipe in slots[name])
+        spread = None if copies else _by_runs(old[name].detach(), axes)
+        result[name] = _by_index(old[name].detach(), layout, name) if spread is None else spread
     for name, own in slots.items():
         # Zero columns last: they win where new rows and new columns cross.
-        for slot, recipe in sorted(own, key=lambda pair: pair[0].role == "consumer"):
-            if recipe == "fresh":
-                _fill(result, slot, generator)
-            elif slot.role == "consumer":
+        for (dim, role), fresh in sorted(
+            _merged(own).items(), key=lambda item: item[0][1] == "consumer"
+        ):
+            _fill(result, name, dim, role, fresh, generator)
+        for slot, recipe in own:
+            if recipe == "copies" and slot.role == "consumer":
                 _share(result, slot, generator)
     return result
+
+
+def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
+    """Slots of fresh units of one tensor, by dimension and role: filled in one go."""
+    merged: dict[tuple[int, str], list[GrownSlot]] = defaultdict(list)
+    for slot, recipe in own:
+        if recipe == "fresh":
+            merged[slot.dim, slot.role].append(slot)
+    return merged
+
+
+def _by_index(tensor: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
+    """New tensor in which every new entry is a copy of its template's."""
+    for dim in layout.index_map.axes[name]:
+        source = torch.from_numpy(layout.sources[name, dim]).to(tensor.device)
+        tensor = tensor.index_select(dim, source)
+    return tensor
+
+
+def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor | None:
+    """New tensor with the old entries in place, copied in blocks; new ones still open.
+
+    ``None`` where there would be too many blocks.
+    """
+    shape, runs = list(tensor.shape), []
+    for dim, size in enumerate(tensor.shape):
+        axis = axes.get(dim)
+        if axis is None:
+            runs.append([(0, 0, size)])
+            continue
+        shape[dim] = axis.size
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(axis.old) > 1) + 1, [size]])
+        runs.append([(a, int(axis.old[a]), b - a) for a, b in pairwise(starts.tolist())])
+    if math.prod(len(r) for r in runs) > _MOST_BLOCKS:
+        return None
+    new = tensor.new_empty(shape)
+    for block in product(*runs):
+        target = tuple(slice(to, to + length) for _, to, length in block)
+        new[target] = tensor[tuple(slice(start, start + length) for start, _, length in block)]
+    return new
 
 
 def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:
@@ -63,38 +106,54 @@ def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.G
     tensor.mul_(column.to(tensor).reshape(shape))
 
 
-def _fill(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:
-    tensor = tensors[slot.tensor]
-    index = torch.from_numpy(slot.new.reshape(-1)).to(tensor.device)
-    if slot.role == "consumer":
-        tensor.index_fill_(slot.dim, index, 0)
+def _fill(
+    tensors: dict[str, torch.Tensor],
+    name: str,
+    dim: int,
+    role: str,
+    slots: list[GrownSlot],
+    generator: torch.Generator,
+) -> None:
+    tensor = tensors[name]
+    new = np.concatenate([slot.new.reshape(-1) for slot in slots])
+    index = torch.from_numpy(new).to(tensor.device)
+    if role == "consumer":
+        tensor.index_fill_(dim, index, 0)
         return
-    if slot.role == "producer":
-        shape = list(tensor.shape)
-        shape[slot.dim] = len(index)
-        bound = 1 / math.sqrt(max(fan_in(tensors, slot), 1))
-        fresh = torch.empty(
-            shape, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        )
-        fresh.uniform_(-bound, bound, generator=generator)
-        tensor.index_copy_(slot.dim, index, fresh.to(tensor))
+    shape = list(tensor.shape)
+    shape[dim] = len(index)
+    if role == "producer":
+        bound = 1 / math.sqrt(max(fan_in(tensors, name, dim), 1))
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        values = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+        tensor.index_copy_(dim, index, values.to(tensor))
         return
-    old = torch.from_numpy(slot.old.reshape(-1)).to(tensor.device)
-    mean = tensor.index_select(slot.dim, old).mean(slot.dim, keepdim=True)
-    shape = list(mean.shape)
-    shape[slot.dim] = len(index)
-    tensor.index_copy_(slot.dim, index, mean.expand(shape))
+    # Mean over the old units of each group, in one pass over all groups of the axis.
+    owners = np.repeat(np.arange(len(slots)), [slot.old.size for slot in slots])
+    old = torch.from_numpy(np.concatenate([slot.old.reshape(-1) for slot in slots])).to(
+        tensor.device
+    )
+    shape[dim] = len(slots)
+    sums = tensor.new_zeros(shape).index_add_(
+        dim, torch.from_numpy(owners).to(tensor.device), tensor.index_select(dim, old)
+    )
+    column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+    means = sums / torch.tensor([slot.old.size for slot in slots]).to(tensor).reshape(column)
+    takers = np.repeat(np.arange(len(slots)), [slot.new.size for slot in slots])
+    tensor.index_copy_(
+        dim, index, means.index_select(dim, torch.from_numpy(takers).to(tensor.device))
+    )
 
 
-def fan_in(tensors: Mapping[str, torch.Tensor], slot: GrownSlot) -> int:
+def fan_in(tensors: Mapping[str, torch.Tensor], name: str, dim: int) -> int:
     """Elements that one row of a producer reads; a bias has that of its weight."""
-    tensor = tensors[slot.tensor]
+    tensor = tensors[name]
     if tensor.ndim == 1:
-        weight = tensors.get(weight_of(slot.tensor))
+        weight = tensors.get(weight_of(name))
         if weight is None:
             return tensor.numel()
         tensor = weight
-    return tensor.numel() // tensor.shape[slot.dim]
+    return tensor.numel() // tensor.shape[dim]
 
 
 def weight_of(bias: str) -> str:
