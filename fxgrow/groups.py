@@ -221,7 +221,8 @@ def _finish(
 ) -> Grouping:
     taken: set[str] = set()
     draft: list[Group] = []
-    for key, slots in members.items():
+    # Growable groups first: the plain names are theirs.
+    for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None and not any(s.role == "consumer" for s in slots):
             reason = _reason("unread", None)

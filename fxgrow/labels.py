@@ -203,17 +203,43 @@ class LabelBook:
         return big, {d + shift for p in planes for d in p.dims}
 
     def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> None:
-        dims = plane.dims
+        """Let ``plane`` meet the first ``known`` planes of ``result``, or stand beside them."""
+        alike = [i for i in range(known) if result[i].labels.shape == plane.labels.shape]
+        if alike:
+            self._unite_with(result, alike, plane, where)
+            return
+        dims = set(plane.dims)
         for index in range(known):
             other = result[index]
-            if other.labels.shape == plane.labels.shape:
-                self.unite(other.labels, plane.labels)
-                self.couplings.append(Meeting(other.labels, plane.labels, where))
-                result[index] = Plane(other.labels, other.zero + plane.zero)
+            if not dims & set(other.dims):
+                continue
+            self.meetings.append(Meeting(other.labels, plane.labels, where))
+            # The finer plane will speak for both, unless the coarser one closes it.
+            if dims < set(other.dims) and not plane.zero:
                 return
-            if set(dims) & set(other.dims):
-                self.meetings.append(Meeting(other.labels, plane.labels, where))
+            if dims > set(other.dims) and not other.zero:
+                result[index] = plane
+                return
         result.append(plane)
+
+    def _unite_with(
+        self, result: list[Plane], alike: list[int], plane: Plane, where: Where
+    ) -> None:
+        """Unite ``plane`` with the one of several planes over these positions that fits."""
+        index = alike[0]
+        if len(alike) > 1:
+            own = _pattern(plane.labels)
+            fitting = [i for i in alike if np.array_equal(_pattern(result[i].labels), own)]
+            if fitting:
+                index = fitting[0]
+            else:
+                # A position lies in one unit only: of two axes over it, the outer one grows.
+                for rest in alike[1:]:
+                    self.freeze(result[rest].labels, "inner_axis", where)
+        other = result[index]
+        self.unite(other.labels, plane.labels)
+        self.couplings.append(Meeting(other.labels, plane.labels, where))
+        result[index] = Plane(other.labels, other.zero + plane.zero)
 
     # -- reducing --------------------------------------------------------------
 
@@ -293,6 +319,12 @@ def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
     if labels.ndim < ndim:
         labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
     return Plane(labels, plane.zero if keep_zero else ())
+
+
+def _pattern(labels: Labels) -> Labels:
+    """Number labels in order of first appearance: which positions share a label."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]
 
 
 def compress(labels: Labels) -> Labels:

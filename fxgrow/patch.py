@@ -313,7 +313,7 @@ def _first_size(module: Any) -> int:
 # ``groups`` comes before the channel counts that it is computed from.
 ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "groups": _groups_of,
-    "num_groups": lambda m, x: x.shape[1] // (m.num_channels // m.num_groups),
+    "num_groups": lambda m, x: 1 if m.num_groups == 1 else x.shape[1] // (m.num_channels // m.num_groups),
     "out_channels": lambda m, x: (
         m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0]
     ),

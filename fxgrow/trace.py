@@ -138,6 +138,14 @@ class _Proxy(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
+    def __len__(self) -> int:
+        """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
+        value = self.tracer._concrete(self.node)  # type: ignore[attr-defined]  # always a _Tracer
+        if isinstance(value, torch.Tensor):
+            raise TypeError("'len' of a traced tensor")  # list() goes on without it
+        return len(value)
+
+
 class _Tracer(fx.Tracer):
     """Symbolic tracer that knows the example inputs."""
 

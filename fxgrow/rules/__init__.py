@@ -108,6 +108,7 @@ def _table() -> dict[str, Rule]:
         _family(shape.unbind, "unbind"),
         _family(shape.cat, "cat"),
         _family(shape.stack, "stack"),
+        _family(shape.glu, "glu"),
         _family(shape.repeat, "repeat"),
         _family(shape.roll, "roll flip"),
         _family(shape.pad, "constant_pad_nd"),

@@ -165,6 +165,19 @@ def _segments(
     return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)))
 
 
+def glu(state: Propagation, call: Call) -> list[Plane]:
+    """``glu``: the two halves of one dimension meet."""
+    x, dim = call.args[0], call.arg(1, "dim", -1) % call.out.ndim
+    sides: list[list[Plane]] = [[], []]
+    for plane in state.planes(x):
+        labels = plane.labels
+        parts = np.split(labels, 2, axis=dim) if labels.shape[dim] > 1 else [labels, labels]
+        for side, part in zip(sides, parts, strict=True):
+            side.append(Plane(part))
+    operands = [(side, call.out.shape) for side in sides]
+    return state.book.meet(operands, call.out.ndim, state.where(call.name))
+
+
 def stack(state: Propagation, call: Call) -> list[Plane]:
     """``stack``: operands meet, or lie side by side along the new dimension."""
     dim = call.arg(1, "dim", 0) % call.out.ndim
