@@ -117,6 +117,29 @@ class LabelExecutor(Executor):
         self.planes[node] = fx.node.map_aggregate(value, self._note)
         return value
 
+    def call_module(self, node: fx.Node) -> Any:
+        """Run a leaf module; sizes hidden in Python code freeze what they touch."""
+        value = super().call_module(node)
+        if hides_sizes(self.modules[str(node.target)]):
+            prefix = f"{node.target}."
+            own = [labels for (name, _), labels in self.state.axes.items() if name.startswith(prefix)]
+            tensors: list[torch.Tensor] = []
+            _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
+            own += [p.labels for t in tensors for p in self.state.planes(t)]
+            where = self.state.where(type(self.modules[str(node.target)]).__name__)
+            for labels in own:
+                self.state.book.freeze(labels, "opaque", where)
+        return value
+
+    def call_function(self, node: fx.Node) -> Any:
+        """Run a function; reshapes hidden in the user's Python code freeze their labels."""
+        known = len(self.state.book.reshapes)
+        value = super().call_function(node)
+        if is_user_function(node.target):
+            for event in self.state.book.reshapes[known:]:
+                self.state.book.freeze(event.before, "opaque", event.where)
+        return value
+
     def placeholder(self, node: fx.Node) -> Any:
         """Mark inputs as live: they are the user's, and carry no labels."""
         return fx.node.map_aggregate(super().placeholder(node), _live)
@@ -137,6 +160,26 @@ class LabelExecutor(Executor):
         if known is None:
             known = Value()
         return Noted(tuple(value.shape), known.planes)
+
+
+_HIDDEN_SIZES = {"input_size", "hidden_size", "in1_features", "in2_features"}
+
+
+def hides_sizes(module: nn.Module) -> bool:
+    """Whether a leaf holds sizes that no table knows: containers, the user's own, LSTMs."""
+    if not type(module).__module__.startswith("torch.nn"):
+        return True
+    children = any(True for child in module.children() for _ in child.parameters())
+    return children or bool(_HIDDEN_SIZES & module.__dict__.keys())
+
+
+def is_user_function(target: Any) -> bool:
+    """Whether a graph's function is Python code from outside torch."""
+    module = getattr(target, "__module__", "") or ""
+    return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
+
+
+_KNOWN_PACKAGES = {"torch", "_operator", "fxgrow", "math", "builtins"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,7 @@ MESSAGES = {
     "_softmax": "softmax over the channels mixes all units",
     "spatial": "pooling over these positions mixes the units",
     "unknown_op": "an operation without a rule touches the units",
+    "opaque": "the units pass through Python code that can't be traced, with sizes inside",
     "data_dependent": "the units are indexed by computed data",
     "in_place_view": "an in-place write into a view touches the units",
     "too_large": "the tensor is too large to be labelled position by position",

@@ -178,7 +178,8 @@ def _getitem(site: Site) -> None:
             fixed.append(fixed_item)
             continue
         fixed.append(item)
-    site.node.args = (site.node.args[0], tuple(fixed) if isinstance(given, tuple) else fixed[0])
+    position = tuple(fixed) if isinstance(given, tuple) else fixed[0]
+    site.node.update_arg(1, position)
 
 
 def _bounds(item: Any, gains: np.ndarray) -> Any:
@@ -250,6 +251,7 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     torch.split: _split,
     torch.chunk: _split,
     operator.getitem: _getitem,
+    operator.setitem: _getitem,
     "narrow": _narrow,
     torch.narrow: _narrow,
     F.conv1d: _conv,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from .errors import VerificationError
 from .ir import Verification
 
 if TYPE_CHECKING:
@@ -51,7 +52,13 @@ def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) ->
             example = example.doubled()
             before = _run(old, example, training=training)
         torch.manual_seed(0)
-        return before, _run(new, example, training=training)
+        try:
+            return before, _run(new, example, training=training)
+        except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+            raise VerificationError(
+                f"the widened model does not run: {error}. Sizes in the model's own Python code can't "
+                "be changed: use emit='graph', or exclude the group"
+            ) from error
 
 
 @contextmanager
