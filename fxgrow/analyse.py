@@ -11,7 +11,8 @@ from torch import fx
 from . import rules
 from .errors import DataError, TraceError
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
-from .trace import FAILURES, Inputs, Traced, no_fast_path
+from .trace import Inputs, Traced, no_fast_path
+from .tracer import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,0 +1,327 @@
+"""The symbolic tracer: records what a module's Python code does with traced values.
+
+Built on ``torch.fx.Tracer``, with three additions. Where Python asks for the truth of a
+traced value (``if h % 2``), the value is computed from the example inputs and the
+decision is guarded in the graph. Composite ``torch.nn`` modules that hold parameters
+in children, and wrapped functions that are given parameters, are opened, because
+their sizes may have to grow. A submodule that still can't be traced becomes a leaf.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from .compose import DECOMPOSITIONS
+from .errors import TraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .trace import Inputs
+
+__all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard"]
+
+_OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AttributeError,
+    NotImplementedError,
+    AssertionError,
+    IndexError,
+    KeyError,
+)
+
+
+def _location() -> str:
+    """``file:line`` of the innermost frame of the user's code."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_OWN) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+class Flag(int):
+    """A ``training`` flag that remembers whether it was read."""
+
+    read = False
+
+    def __bool__(self) -> bool:
+        self.read = True
+        return int(self) != 0
+
+
+class _Proxy(fx.Proxy):
+    """A traced value that can also be written into."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __len__(self) -> int:
+        """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
+        value = self.tracer._concrete(self.node)  # type: ignore[attr-defined]  # always a Tracer
+        if isinstance(value, torch.Tensor):
+            raise TypeError("'len' of a traced tensor")  # list() goes on without it
+        return len(value)
+
+
+class Tracer(fx.Tracer):
+    """Symbolic tracer that knows the example inputs."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(autowrap_modules=(), param_shapes_constant=False)
+        self.inputs = inputs
+        self.values: dict[fx.Node, Any] = {}
+        self._busy = False
+
+    # -- what is opened ---------------------------------------------------------
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Open torch.nn modules whose children hold parameters, keep the others."""
+        if super().is_leaf_module(m, module_qualified_name):
+            return not any(True for child in m.children() for _ in child.parameters())
+        return False
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace into ``m``; what can't be traced becomes a leaf."""
+        if self._busy:  # computing an example value, not tracing
+            for part in m.modules():
+                part.training = bool(int(part.training))
+            return forward(*args, **kwargs)
+        scope, stack = copy.copy(self.scope), self.module_stack.copy()
+        last = next(reversed(self.graph.nodes), None)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except FAILURES + (fx.proxy.TraceError,):
+            self._forget_after(last)
+            self.scope, self.module_stack = (
+                scope,
+                stack,
+            )  # torch leaves them as they were when it failed
+            name = self.path_of_module(m)
+            if m is self.root:
+                raise
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Arguments of nodes; a training flag becomes a plain bool."""
+        return bool(a) if isinstance(a, Flag) else super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Attribute access of modules: parameters become graph nodes while tracing."""
+        if self._busy:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
+        """Open functions that are given parameters and have constants inside."""
+        if kind == "call_function" and not self._busy:
+            body = DECOMPOSITIONS.get(target)
+            if body is None and _is_wrapped(target) and _gives_parameter((args, kwargs)):
+                body = target
+            if body is not None:
+                last = next(reversed(self.graph.nodes), None)
+                try:
+                    return body(*args, **kwargs)
+                except FAILURES + (fx.proxy.TraceError,):
+                    self._forget_after(last)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Remember the user's source line."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["source"] = _location()
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node."""
+        return _Proxy(node, self)
+
+    def _forget_after(self, last: fx.Node | None) -> None:
+        for node in reversed(list(self.graph.nodes)):
+            if node is last:
+                return
+            if not node.users:
+                self.graph.erase_node(node)
+                self.values.pop(node, None)
+
+    # -- concrete values ---------------------------------------------------------
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Compute the truth of a value; guard it where it depends on shapes."""
+        truth = bool(self._concrete(obj.node))
+        origins = self._origins(obj.node)
+        if "data" in origins:
+            raise fx.proxy.TraceError("control flow depends on the values of tensors")
+        if "size" in origins:
+            self.create_node("call_function", guard, (obj.node, truth), {})
+        return truth
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        """Unpack tensors' shapes and tuples: their length is known."""
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            value = self._concrete(obj.node)
+            if not isinstance(value, (tuple, list, torch.Tensor)):
+                raise
+            return iter([obj[i] for i in range(len(value))])
+
+    def _origins(self, node: fx.Node) -> set[str]:
+        """What a condition reads: sizes, data, or only ranks and types (nothing)."""
+        found, seen, queue = set(), set(), [node]
+        while queue:
+            current = queue.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            method = current.target if current.op == "call_method" else None
+            if current.op == "call_function" and current.target is getattr:
+                method = current.args[1]
+            if method in _SIZES or (current.op == "call_function" and current.target is len):
+                found.add("size")
+            elif method not in _STATIC:
+                if isinstance(self.values.get(current), torch.Tensor):
+                    found.add("data")
+                queue.extend(current.all_input_nodes)
+        return found
+
+    def _concrete(self, node: fx.Node) -> Any:
+        """Value of ``node`` on the example inputs; tensors have shapes, not values."""
+        from .analyse import Executor
+        from .propagate import ShapeMode
+
+        order = [n for n in self.graph.nodes if n not in self.values]
+        needed, queue = set(), [node]
+        while queue:
+            current = queue.pop()
+            if current not in needed and current not in self.values:
+                needed.add(current)
+                queue.extend(current.all_input_nodes)
+        self._busy = True
+        try:
+            with ShapeMode():
+                Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
+        finally:
+            self._busy = False
+        return self.values[node]
+
+
+_SIZES = {"shape", "size", "numel", "stride", "data_ptr"}
+_STATIC = {
+    "dim",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+    "is_nested",
+    "ndim",
+    "dtype",
+    "device",
+    "is_cuda",
+    "requires_grad",
+    "layout",
+    "is_sparse",
+    "is_quantized",
+}
+
+
+def guard(value: Any, expected: bool) -> None:
+    """Refuse inputs for which the traced control flow would have gone another way.
+
+    Raises
+    ------
+    RuntimeError
+        When the truth of ``value`` is not what it was for the example inputs.
+    """
+    if bool(value) != expected:
+        raise RuntimeError(
+            "this input takes another path through the model's Python code than the example inputs did when the "
+            "model was grown; grow it with example inputs of this shape"
+        )
+
+
+# Passes that drop unused nodes must keep both: they have effects but no readers.
+fx.node._side_effectful_functions.update({guard, operator.setitem})
+
+
+def _is_wrapped(target: Any) -> bool:
+    module = getattr(target, "__module__", "") or ""
+    return (
+        hasattr(target, "__code__")
+        and not module.startswith(("torch.", "_operator", "fxgrow", "math", "builtins"))
+        and module != "torch"
+    )
+
+
+def _gives_parameter(args: Any) -> bool:
+    found = []
+
+    def look(value: Any) -> Any:
+        if isinstance(value, nn.Parameter):
+            found.append(value)
+        elif isinstance(value, fx.Proxy) and value.node.op == "get_attr":
+            found.append(value)
+        return value
+
+    fx.node.map_aggregate(args, look)
+    return bool(found)
+
+
+def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
+    tracer = Tracer(inputs)
+    try:
+        with torch.no_grad():
+            graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    except FAILURES + (fx.proxy.TraceError,) as error:
+        raise TraceError(
+            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
+            "Its forward does with tensors what a graph can't hold; grow a submodule that has a plain forward"
+        ) from error
+    _drop_unused(graph)
+    return graph
+
+
+def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Arguments that the example inputs leave out take their defaults."""
+    left_out = {}
+    for position, parameter in enumerate(inspect.signature(root.forward).parameters.values()):
+        given = position < len(inputs.args) or parameter.name in inputs.kwargs
+        if not given and parameter.default is not inspect.Parameter.empty:
+            left_out[parameter.name] = parameter.default
+    return left_out
+
+
+def _drop_unused(graph: fx.Graph) -> None:
+    """Erase size arithmetic that opened code left behind (operations stay)."""
+    for node in reversed(list(graph.nodes)):
+        plain = node.op == "get_attr" or (
+            node.op == "call_function"
+            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
+        )
+        sizes = node.op == "call_method" and node.target in {
+            "size",
+            "dim",
+            "numel",
+            "is_floating_point",
+        }
+        inplace = node.op == "call_function" and node.target in {
+            operator.setitem,
+            operator.iadd,
+            operator.imul,
+        }
+        if not node.users and (plain or sizes) and not inplace:
+            graph.erase_node(node)
