@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from . import report as reports
 from .data import check_data
 from .distributors import distribute
-from .errors import BudgetError, InputError, NothingToGrow, VerificationError
-from .extenders import ExtendOptions, extender as extender_named
+from .errors import InputError
+from .extenders import ExtendOptions
+from .extenders import extender as extender_named
 from .inspection import Inspection, inspect_model
-from .ir import Growth, Plan, Unit, Votes
 from .plan import make_plan
-from .rewrite import rewrite
-from .trace import Inputs
-from .verify import verify as verify_models
-from .vote import candidate_count, cast_votes
+from .stages import (
+    as_plan,
+    check_budget,
+    check_growable,
+    example_of,
+    grow,
+    to_device,
+    votes_on,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    import torch
+
+    from .ballot import Candidates
     from .data import LossFn, Progress
-
-    Candidates = str | int
+    from .ir import Growth, Plan, Unit, Votes
 
 __all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
 
@@ -83,108 +86,9 @@ def widen(
     Linear(in_features=4, out_features=11, bias=True)
     """
     inspection = inspect(model, example_inputs)
-    return _grow(
-        model, inspection, _as_plan(additions, inspection), seed=seed, emit=emit, verify=verify
+    return grow(
+        model, inspection, as_plan(additions, inspection), seed=seed, emit=emit, verify=verify
     )
-
-
-def _as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspection) -> Plan:
-    if isinstance(additions, Plan):
-        additions = additions.additions
-    if isinstance(additions, (str, int)):
-        if not inspection.groups:
-            raise NothingToGrow(
-                "no group can grow; inspect() names the reason of every frozen group"
-            )
-        chosen = {g.name: _share(additions, g.width, g.multiple_of) for g in inspection.groups}
-    else:
-        chosen = {name: _checked(inspection, name, count) for name, count in additions.items()}
-    chosen = {name: count for name, count in chosen.items() if count}
-    if not chosen:
-        raise InputError(
-            "additions name no group; pass {group name: units}, see inspect(...).groups"
-        )
-    spent = inspection.costs.neurons(inspection.groups, chosen)
-    return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
-
-
-def _share(amount: str | int, width: int, step: int) -> int:
-    if isinstance(amount, str):
-        text = amount.strip()
-        try:
-            share = float(text.removeprefix("+").removesuffix("%")) / 100
-        except ValueError:
-            share = math.nan
-        if not text.endswith("%") or not 0 < share < math.inf:
-            raise InputError(
-                f"additions {amount!r} are not understood; write a share like '+12.5%' or a number of units"
-            )
-        return max(int(share * width) // step, 1) * step
-    if amount < 1:
-        raise InputError(f"additions must be 1 or more units, not {amount}")
-    return amount // step * step
-
-
-def _checked(inspection: Inspection, name: str, count: int) -> int:
-    group = inspection.group(name)
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise InputError(
-            f"additions[{name!r}] is {count!r}; give a whole number of units, 0 or more"
-        )
-    if count % group.multiple_of:
-        raise InputError(
-            f"group {name!r} grows by multiples of {group.multiple_of} units, not by {count}"
-        )
-    return count
-
-
-def _grow(
-    model: torch.nn.Module,
-    inspection: Inspection,
-    plan: Plan,
-    *,
-    seed: int,
-    emit: str,
-    verify: bool,
-    votes: Votes | None = None,
-) -> Growth:
-    if emit not in {"graph", "module"}:
-        raise InputError(f"emit is {emit!r}; take 'graph' or 'module'")
-    rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
-    inputs = inspection.analysis.traced.inputs
-    checked = verify or emit == "module"  # own code may hold sizes that no graph shows
-    verification = verify_models(model, rewritten.module, inputs) if checked else None
-    if verification is not None and not verification.passed:
-        raise VerificationError(
-            f"the widened model computes another function (relative difference {verification.eval_error:.1e} in eval, "
-            f"{verification.train_error:.1e} in train mode, allowed {verification.tolerance:.0e}); nothing was changed"
-        )
-    report = reports.growth_dict(
-        inspection, plan, votes=votes, verification=verification, module=rewritten.module
-    )
-    report["seed"] = seed
-    report["emit"] = emit
-    report["edits"] = list(rewritten.edits)
-    report["inputs"] = _input_spec(inputs)
-    return Growth(
-        rewritten.module, plan, votes, rewritten.index_map, verification, report, rewritten.groups
-    )
-
-
-def _input_spec(inputs: Inputs) -> dict[str, Any]:
-    def spec(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-        return {
-            "value": value
-            if isinstance(value, (int, float, str, bool, type(None)))
-            else repr(value)
-        }
-
-    return {
-        "args": [spec(a) for a in inputs.args],
-        "kwargs": {k: spec(v) for k, v in inputs.kwargs.items()},
-    }
 
 
 def vote(
@@ -236,81 +140,12 @@ def vote(
     ----------
     arXiv 2509.18842, section SVoD.
     """
-    _check_budget(budget, unit)
+    check_budget(budget, unit)
     check_data(data)
     inspection = inspect(
-        model, _example(model, data, example_inputs), include=include, exclude=exclude
+        model, example_of(model, data, example_inputs), include=include, exclude=exclude
     )
-    return _vote(model, inspection, data, loss, budget, unit, candidates, seed, progress)
-
-
-def _vote(
-    model: torch.nn.Module,
-    inspection: Inspection,
-    data: Iterable[Any],
-    loss: LossFn | str | None,
-    budget: float,
-    unit: Unit,
-    candidates: Candidates,
-    seed: int,
-    progress: Progress | None,
-) -> Votes:
-    _check_growable(inspection)
-    counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
-    if not counts:
-        raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
-    clone = rewrite(model, inspection, counts, seed=seed)
-    # The clone is used up by the vote: all of it trains.
-    for parameter in clone.module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return cast_votes(
-        clone.module,
-        clone.groups,
-        inspection.groups,
-        data,
-        loss,
-        budget=budget,
-        unit=unit,
-        seed=seed,
-        progress=progress,
-    )
-
-
-def _check_budget(budget: float, unit: str) -> None:
-    if not math.isfinite(budget) or budget <= 0:
-        raise BudgetError(f"the budget is {budget} {unit}; it must be a positive number")
-
-
-def _check_growable(inspection: Inspection) -> None:
-    if not inspection.groups:
-        reasons = {g.reason.message for g in inspection.frozen if g.reason is not None}
-        raise NothingToGrow(
-            f"no group can grow: {'; '.join(sorted(reasons)) or 'the model has no labelled weights'}"
-        )
-
-
-def _example(model: torch.nn.Module, data: Iterable[Any] | None, given: Any) -> Any:
-    """Example inputs: given ones, or those of the first batch (two samples will do)."""
-    from .data import batches
-
-    if given is not None:
-        return given
-    if data is None:
-        raise InputError(
-            "without data, example_inputs are needed: pass a tensor of the model's input shape"
-        )
-    inputs, _ = next(iter(batches(data, model)))
-    return _few(inputs)
-
-
-def _few(inputs: Any, count: int = 2) -> Any:
-    if isinstance(inputs, torch.Tensor):
-        return inputs[:count]
-    if isinstance(inputs, dict):
-        return {k: _few(v, count) for k, v in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_few(v, count) for v in inputs)
-    return inputs
+    return votes_on(model, inspection, data, loss, budget, unit, candidates, seed, progress)
 
 
 def plan_for(
@@ -330,19 +165,19 @@ def plan_for(
     progress: Progress | None = None,
 ) -> tuple[Inspection, Votes, Plan]:
     """Decide where a budget goes without growing anything (see :func:`expand`)."""
-    _check_budget(budget, unit)
+    check_budget(budget, unit)
     if data is not None:
         check_data(data)
-    example = _example(model, data, example_inputs)
+    example = example_of(model, data, example_inputs)
     inspection = inspect(model, example, include=include, exclude=exclude)
-    _check_growable(inspection)
-    cast = None
+    check_growable(inspection)
+    cast: Votes | None = None
     if distributor == "svod":
         if data is None:
             raise InputError(
                 "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
             )
-        cast = _vote(
+        cast = votes_on(
             model, inspection, data, loss, budget, unit, candidates or "auto", seed, progress
         )
     votes = distribute(
@@ -429,7 +264,7 @@ def expand(
     extend = extender_named(extender)
     if device is not None:
         model = copy.deepcopy(model).to(device)
-        example_inputs = _to(example_inputs, device)
+        example_inputs = to_device(example_inputs, device)
     inspection, votes, plan = plan_for(
         model,
         data,
@@ -445,7 +280,7 @@ def expand(
         example_inputs=example_inputs,
         progress=progress,
     )
-    growth = _grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
+    growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
     options = ExtendOptions(coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed)
     training = growth.module.training
     fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
@@ -456,12 +291,3 @@ def expand(
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)
     return replace(growth, report=report)
-
-
-def _to(value: Any, device: str | torch.device) -> Any:
-    move: Callable[[Any], Any] = lambda v: v.to(device) if isinstance(v, torch.Tensor) else v  # noqa: E731  # one line
-    if isinstance(value, dict):
-        return {k: move(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(move(v) for v in value)
-    return move(value)

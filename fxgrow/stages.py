@@ -1,0 +1,265 @@
+"""The stages behind the public functions: checks, voting, growing."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import report as reports
+from .ballot import candidate_count
+from .data import batches
+from .errors import BudgetError, InputError, NothingToGrow, VerificationError
+from .ir import Growth, Plan, Unit, Votes
+from .rewrite import rewrite
+from .verify import verify as verify_models
+from .vote import cast_votes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .ballot import Candidates
+    from .data import LossFn, Progress
+    from .inspection import Inspection
+    from .trace import Inputs
+
+__all__ = [
+    "as_plan",
+    "check_budget",
+    "check_growable",
+    "example_of",
+    "grow",
+    "to_device",
+    "votes_on",
+]
+
+
+def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspection) -> Plan:
+    """Turn what the caller asks for into a plan (see :func:`fxgrow.widen`).
+
+    Raises
+    ------
+    InputError
+        For unknown groups and amounts that are no units.
+    NothingToGrow
+        When every group is frozen.
+    """
+    if isinstance(additions, Plan):
+        additions = additions.additions
+    if isinstance(additions, (str, int)):
+        if not inspection.groups:
+            raise NothingToGrow(
+                "no group can grow; inspect() names the reason of every frozen group"
+            )
+        chosen = {g.name: _share(additions, g.width, g.multiple_of) for g in inspection.groups}
+    else:
+        chosen = {name: _checked(inspection, name, count) for name, count in additions.items()}
+    chosen = {name: count for name, count in chosen.items() if count}
+    if not chosen:
+        raise InputError(
+            "additions name no group; pass {group name: units}, see inspect(...).groups"
+        )
+    spent = inspection.costs.neurons(inspection.groups, chosen)
+    return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
+
+
+def _share(amount: str | int, width: int, step: int) -> int:
+    if isinstance(amount, str):
+        text = amount.strip()
+        try:
+            share = float(text.removeprefix("+").removesuffix("%")) / 100
+        except ValueError:
+            share = math.nan
+        if not text.endswith("%") or not 0 < share < math.inf:
+            raise InputError(
+                f"additions {amount!r} are not understood; "
+                "write a share like '+12.5%' or a number of units"
+            )
+        return max(int(share * width) // step, 1) * step
+    if amount < 1:
+        raise InputError(f"additions must be 1 or more units, not {amount}")
+    return amount // step * step
+
+
+def _checked(inspection: Inspection, name: str, count: int) -> int:
+    group = inspection.group(name)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise InputError(
+            f"additions[{name!r}] is {count!r}; give a whole number of units, 0 or more"
+        )
+    if count % group.multiple_of:
+        raise InputError(
+            f"group {name!r} grows by multiples of {group.multiple_of} units, not by {count}"
+        )
+    return count
+
+
+def grow(
+    model: torch.nn.Module,
+    inspection: Inspection,
+    plan: Plan,
+    *,
+    seed: int,
+    emit: str,
+    verify: bool,
+    votes: Votes | None = None,
+) -> Growth:
+    """Rewrite ``model`` as planned, check the result and report on it.
+
+    Raises
+    ------
+    InputError
+        When ``emit`` is neither ``"graph"`` nor ``"module"``.
+    UnsupportedError
+        When a size can't be made to fit.
+    VerificationError
+        When the widened model computes another function.
+    """
+    if emit not in {"graph", "module"}:
+        raise InputError(f"emit is {emit!r}; take 'graph' or 'module'")
+    rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
+    inputs = inspection.analysis.traced.inputs
+    checked = verify or emit == "module"  # own code may hold sizes that no graph shows
+    verification = verify_models(model, rewritten.module, inputs) if checked else None
+    if verification is not None and not verification.passed:
+        raise VerificationError(
+            "the widened model computes another function (relative difference "
+            f"{verification.eval_error:.1e} in eval, {verification.train_error:.1e} in train "
+            f"mode, allowed {verification.tolerance:.0e}); nothing was changed"
+        )
+    report = reports.growth_dict(
+        inspection, plan, votes=votes, verification=verification, module=rewritten.module
+    )
+    report["seed"] = seed
+    report["emit"] = emit
+    report["edits"] = list(rewritten.edits)
+    report["inputs"] = _input_spec(inputs)
+    return Growth(
+        rewritten.module, plan, votes, rewritten.index_map, verification, report, rewritten.groups
+    )
+
+
+def _input_spec(inputs: Inputs) -> dict[str, Any]:
+    def spec(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        plain = isinstance(value, (int, float, str, bool, type(None)))
+        return {"value": value if plain else repr(value)}
+
+    return {
+        "args": [spec(a) for a in inputs.args],
+        "kwargs": {k: spec(v) for k, v in inputs.kwargs.items()},
+    }
+
+
+def votes_on(
+    model: torch.nn.Module,
+    inspection: Inspection,
+    data: Iterable[Any],
+    loss: LossFn | str | None,
+    budget: float,
+    unit: Unit,
+    candidates: Candidates,
+    seed: int,
+    progress: Progress | None,
+) -> Votes:
+    """Let candidates in a widened clone vote on a budget (see :func:`fxgrow.vote`).
+
+    Raises
+    ------
+    BudgetError
+        When the budget buys no unit of any group.
+    DataError
+        When data or loss are of no use.
+    NothingToGrow
+        When every group is frozen.
+
+    References
+    ----------
+    arXiv 2509.18842, section SVoD.
+    """
+    check_growable(inspection)
+    counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
+    if not counts:
+        raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
+    clone = rewrite(model, inspection, counts, seed=seed)
+    # The clone is used up by the vote: all of it trains.
+    for parameter in clone.module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return cast_votes(
+        clone.module,
+        clone.groups,
+        inspection.groups,
+        data,
+        loss,
+        budget=budget,
+        unit=unit,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def check_budget(budget: float, unit: str) -> None:
+    """Refuse budgets that are not positive numbers.
+
+    Raises
+    ------
+    BudgetError
+        When ``budget`` is zero, negative or not finite.
+    """
+    if not math.isfinite(budget) or budget <= 0:
+        raise BudgetError(f"the budget is {budget} {unit}; it must be a positive number")
+
+
+def check_growable(inspection: Inspection) -> None:
+    """Refuse models without any growable group.
+
+    Raises
+    ------
+    NothingToGrow
+        With the reasons of all frozen groups.
+    """
+    if not inspection.groups:
+        reasons = {g.reason.message for g in inspection.frozen if g.reason is not None}
+        why = "; ".join(sorted(reasons)) or "the model has no labelled weights"
+        raise NothingToGrow(f"no group can grow: {why}")
+
+
+def example_of(model: torch.nn.Module, data: Iterable[Any] | None, given: Any) -> Any:
+    """Return the given example inputs, or those of the first batch (two samples will do).
+
+    Raises
+    ------
+    InputError
+        When neither is there.
+    """
+    if given is not None:
+        return given
+    if data is None:
+        raise InputError(
+            "without data, example_inputs are needed: pass a tensor of the model's input shape"
+        )
+    inputs, _ = next(iter(batches(data, model)))
+    return _few(inputs)
+
+
+def _few(inputs: Any, count: int = 2) -> Any:
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:count]
+    if isinstance(inputs, dict):
+        return {k: _few(v, count) for k, v in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_few(v, count) for v in inputs)
+    return inputs
+
+
+def to_device(value: Any, device: str | torch.device) -> Any:
+    """Move every tensor of example inputs, at any depth."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(to_device(v, device) for v in value)
+    return value
