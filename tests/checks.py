@@ -132,15 +132,18 @@ def backward(module, example, seed=0):
     loss.backward()
 
 
-def untrained(module, groups, example, lr=1e-2):
+def untrained(module, groups, example, lr=1e-2, late=()):
     """Slots whose new entries get no gradient, or don't move (empty: all train).
 
-    Fresh consumers must have a gradient at once, and producers after one step.
+    Fresh consumers must have a gradient at once (those called ``late`` after a step), and
+    producers after one step.
     """
     module = copy.deepcopy(module)
     problems = []
     backward(module, example)
     consumers = list(new_entries(module, groups, {"consumer"}))
+    waiting = [c for c in consumers if any(name in c[0] for name in late)]
+    consumers = [c for c in consumers if not any(name in c[0] for name in late)]
     before = [p.detach().index_select(d, i).clone() for _, p, d, i in consumers]
     for where, p, dim, new in consumers:
         if p.grad is None or not p.grad.index_select(dim, new).any():
@@ -150,7 +153,7 @@ def untrained(module, groups, example, lr=1e-2):
         if torch.equal(p.detach().index_select(dim, new), old):
             problems.append(f"{where}: consumer does not move")
     backward(module, example)
-    for where, p, dim, new in new_entries(module, groups, {"producer", "norm"}):
+    for where, p, dim, new in [*waiting, *new_entries(module, groups, {"producer", "norm"})]:
         # A bias may have none by mathematics: before a norm, or added to keys.
         if p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any()):
             problems.append(f"{where}: producer without gradient after a step")
