@@ -32,6 +32,7 @@ __all__ = [
     "Plan",
     "TraceError",
     "UnsupportedError",
+    "Verification",
     "VerificationError",
     "Votes",
     "expand",

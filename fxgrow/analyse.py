@@ -42,11 +42,11 @@ class Executor:
         return fx.node.map_arg(args, self.values.__getitem__)
 
     def compute(self, node: fx.Node) -> Any:
-        """Value of one node."""
+        """Compute the value of one node."""
         return getattr(self, node.op)(node)
 
     def placeholder(self, node: fx.Node) -> Any:
-        """Example input, or the argument's default."""
+        """Return the example input, or the argument's default."""
         places = [n for n in node.graph.nodes if n.op == "placeholder"]
         position = places.index(node)
         name = str(node.target)
@@ -63,7 +63,7 @@ class Executor:
         raise DataError(f"example_inputs lack the model's argument {name!r}")
 
     def get_attr(self, node: fx.Node) -> Any:
-        """Parameter, buffer or constant of the root."""
+        """Return a parameter, buffer or constant of the root."""
         value: Any = self.root
         for part in str(node.target).split("."):
             value = getattr(value, part)
@@ -75,7 +75,8 @@ class Executor:
 
     def call_function(self, node: fx.Node) -> Any:
         """Run a function."""
-        return node.target(*self.load(node.args), **self.load(node.kwargs))  # type: ignore[operator]
+        target: Any = node.target  # a callable, here
+        return target(*self.load(node.args), **self.load(node.kwargs))
 
     def call_method(self, node: fx.Node) -> Any:
         """Run a tensor method."""
@@ -109,7 +110,7 @@ class LabelExecutor(Executor):
         self.planes: dict[fx.Node, Any] = {}
 
     def compute(self, node: fx.Node) -> Any:
-        """Value of one node; its planes are written down."""
+        """Compute one node and write its planes down."""
         self.state.site = node
         try:
             value = super().compute(node)
@@ -123,7 +124,8 @@ class LabelExecutor(Executor):
         value = super().call_module(node)
         if hides_sizes(self.modules[str(node.target)]):
             prefix = f"{node.target}."
-            own = [labels for (name, _), labels in self.state.axes.items() if name.startswith(prefix)]
+            axes = self.state.axes.items()
+            own = [labels for (name, _), labels in axes if name.startswith(prefix)]
             tensors: list[torch.Tensor] = []
             _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
             own += [p.labels for t in tensors for p in self.state.planes(t)]
@@ -211,7 +213,10 @@ def _live(value: Any) -> Any:
 
 def _failure(node: fx.Node, error: BaseException) -> str:
     where = node.meta.get("source") or "the graph"
-    return f"the model does not run on the example inputs: {error} (node {node.name}, {where}); check their shapes and types"
+    return (
+        f"the model does not run on the example inputs: {error} (node {node.name}, {where}); "
+        "check their shapes and types"
+    )
 
 
 def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
@@ -271,6 +276,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
         executor.values.clear()
     if any(p._version != version for p, version in versions):
         raise TraceError(
-            "the model's forward writes into its own parameters; it can't be analysed without changing it"
+            "the model's forward writes into its own parameters; it can't be analysed without "
+            "changing it: compute on a copy of the parameter there"
         )
     return executor.planes

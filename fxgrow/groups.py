@@ -22,7 +22,10 @@ MESSAGES = {
     "output": "the units reach the model's outputs, which are the user's",
     "kernel": "this axis is a kernel or a spatial axis, not a width",
     "inner_axis": "the axis is shared by all heads or convolution groups, which grow instead",
-    "unlabelled": "the units are aligned with positions that can't grow (an input, a constant, or token positions)",
+    "unlabelled": (
+        "the units are aligned with positions that can't grow "
+        "(an input, a constant, or token positions)"
+    ),
     "product": "the units are summed away against something that can't be set to zero",
     "vocabulary": "the axis is indexed by the user's data",
     "layer_norm": "layer or RMS normalisation over the channels mixes all units",
@@ -34,7 +37,9 @@ MESSAGES = {
     "data_dependent": "the units are indexed by computed data",
     "in_place_view": "an in-place write into a view touches the units",
     "too_large": "the tensor is too large to be labelled position by position",
-    "reshape": "a reshape interleaves these units with others, so one of them can't be inserted alone",
+    "reshape": (
+        "a reshape interleaves these units with others, so one of them can't be inserted alone"
+    ),
     "unread": "nothing reads these units",
     "excluded": "left out by include/exclude",
 }

@@ -74,9 +74,8 @@ class Inspection:
                 return group
         for group in self.frozen:
             if group.name == name and group.reason is not None:
-                raise InputError(
-                    f"group {name!r} can't grow: {group.reason.message} {group.reason.source}".rstrip()
-                )
+                why = f"{group.reason.message} {group.reason.source}".rstrip()
+                raise InputError(f"group {name!r} can't grow: {why}")
         import difflib
 
         near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-Labels = np.ndarray  # int64
+Labels = npt.NDArray[np.int64]
 Axis = tuple[str, int]  # (tensor name, dim)
 
 
@@ -100,7 +101,7 @@ class Reshape(NamedTuple):
 class LabelBook:
     """Union-find over labels, and the events still to be judged."""
 
-    parent: np.ndarray = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    parent: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
     size: int = 1
     frozen: list[Frozen] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
@@ -174,8 +175,7 @@ class LabelBook:
         :meth:`settle`. ``product`` keeps zeros (a zero factor gives a zero).
         """
         if len(operands) == 1:
-            planes, shape = operands[0]
-            return [_lift(p, ndim, keep_zero=product) for p in planes]
+            return [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
         result: list[Plane] = []
         covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
         for i, (planes, _) in enumerate(operands):

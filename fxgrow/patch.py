@@ -214,7 +214,7 @@ def _argument(node: fx.Node, position: int, name: str) -> tuple[Any, Callable[[A
 
 
 def _conv(site: Site) -> None:
-    """``groups`` of a functional convolution: input channels over the weight's."""
+    """Set ``groups`` of a functional convolution: input channels over the weight's."""
     groups, update = _argument(site.node, 6, "groups")
     weight, _ = _argument(site.node, 1, "weight")
     if isinstance(groups, int) and groups > 1:

@@ -60,7 +60,7 @@ def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[Grow
 
 
 def _by_index(tensor: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
-    """New tensor in which every new entry is a copy of its template's."""
+    """Make the new tensor; every new entry is a copy of its template's."""
     for dim in layout.index_map.axes[name]:
         source = torch.from_numpy(layout.sources[name, dim]).to(tensor.device)
         tensor = tensor.index_select(dim, source)

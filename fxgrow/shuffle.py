@@ -100,7 +100,7 @@ def _single(analysis: Analysis, node: fx.Node) -> Shuffle | None:
 
 
 def _chain(analysis: Analysis, node: fx.Node) -> Shuffle | None:
-    """A reshape that splits a labelled dimension, up to the one that joins it again."""
+    """Follow a reshape that splits a labelled dimension to the one that joins it again."""
     source = _source(node, analysis.planes)
     if source is None:
         return None

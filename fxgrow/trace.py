@@ -44,8 +44,8 @@ class Inputs:
         if isinstance(example, dict):
             return cls((), dict(example))
         raise InputError(
-            f"example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
-            f"not {type(example).__name__}"
+            "example_inputs must be a tensor, a tuple of positional arguments or a dict of "
+            f"keyword arguments, not {type(example).__name__}"
         )
 
     def doubled(self) -> Inputs:
@@ -90,7 +90,8 @@ def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Mod
         return copy.deepcopy(model, memo)
     except FAILURES as error:
         raise TraceError(
-            f"the model can't be copied ({error}); drop non-leaf tensors that its modules hold as attributes"
+            f"the model can't be copied ({error}); drop non-leaf tensors that its modules hold "
+            "as attributes"
         ) from error
 
 

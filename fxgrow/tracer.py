@@ -40,6 +40,7 @@ FAILURES = (
     IndexError,
     KeyError,
 )
+_REFUSALS = (*FAILURES, fx.proxy.TraceError)
 
 
 def _location() -> str:
@@ -104,12 +105,10 @@ class Tracer(fx.Tracer):
         last = next(reversed(self.graph.nodes), None)
         try:
             return super().call_module(m, forward, args, kwargs)
-        except FAILURES + (fx.proxy.TraceError,):
+        except _REFUSALS:
             self._forget_after(last)
-            self.scope, self.module_stack = (
-                scope,
-                stack,
-            )  # torch leaves them as they were when it failed
+            # torch leaves them as they were when it failed
+            self.scope, self.module_stack = scope, stack
             name = self.path_of_module(m)
             if m is self.root:
                 raise
@@ -137,7 +136,7 @@ class Tracer(fx.Tracer):
                 last = next(reversed(self.graph.nodes), None)
                 try:
                     return body(*args, **kwargs)
-                except FAILURES + (fx.proxy.TraceError,):
+                except _REFUSALS:
                     self._forget_after(last)
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
@@ -182,7 +181,7 @@ class Tracer(fx.Tracer):
             return iter([obj[i] for i in range(len(value))])
 
     def _origins(self, node: fx.Node) -> set[str]:
-        """What a condition reads: sizes, data, or only ranks and types (nothing)."""
+        """Say what a condition reads: sizes, data, or only ranks and types (nothing)."""
         found, seen, queue = set(), set(), [node]
         while queue:
             current = queue.pop()
@@ -249,8 +248,8 @@ def guard(value: Any, expected: bool) -> None:
     """
     if bool(value) != expected:
         raise RuntimeError(
-            "this input takes another path through the model's Python code than the example inputs did when the "
-            "model was grown; grow it with example inputs of this shape"
+            "this input takes another path through the model's Python code than the example "
+            "inputs did when the model was grown; grow it with example inputs of this shape"
         )
 
 
@@ -282,14 +281,22 @@ def _gives_parameter(args: Any) -> bool:
 
 
 def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
+    """Trace ``root`` in the mode it is in.
+
+    Raises
+    ------
+    TraceError
+        When its forward can't be a graph.
+    """
     tracer = Tracer(inputs)
     try:
         with torch.no_grad():
             graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
-    except FAILURES + (fx.proxy.TraceError,) as error:
+    except _REFUSALS as error:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
-            "Its forward does with tensors what a graph can't hold; grow a submodule that has a plain forward"
+            "Its forward does with tensors what a graph can't hold; grow a submodule that has a "
+            "plain forward"
         ) from error
     _drop_unused(graph)
     return graph

@@ -7,7 +7,7 @@ never guessed: what it touches is frozen.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,7 +93,8 @@ def _table() -> dict[str, Rule]:
             contract.attention,
             "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
             "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-            "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps",
+            "_scaled_dot_product_fused_attention_overrideable "
+            "_scaled_dot_product_attention_math_for_mps",
         ),
         _family(shape.view, "view _unsafe_view _reshape_alias reshape"),
         _family(shape.permute, "permute"),
@@ -116,8 +117,8 @@ def _table() -> dict[str, Rule]:
         _family(shape.im2col, "im2col"),
         _family(
             shape.execute,
-            "unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle diagonal as_strided movedim "
-            "rot90 narrow_copy",
+            "unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+            "diagonal as_strided movedim rot90 narrow_copy",
         ),
         _family(reduce.sum_, "sum"),
         _family(reduce.reducer(1), "mean amax amin max min argmax argmin prod logsumexp any all"),
@@ -133,22 +134,27 @@ def _table() -> dict[str, Rule]:
         _family(reduce.group_norm, "native_group_norm"),
         _family(
             reduce.spatial,
-            "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d "
-            "_adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d upsample_nearest1d upsample_nearest2d "
-            "upsample_nearest3d upsample_bilinear2d upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
-            "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d reflection_pad1d "
-            "reflection_pad2d replication_pad1d replication_pad2d max_pool1d grid_sampler_2d",
+            "max_pool1d max_pool2d_with_indices max_pool3d_with_indices "
+            "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
+            "adaptive_max_pool2d adaptive_max_pool3d "
+            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
+            "upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+            "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d "
+            "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
+            "grid_sampler_2d",
         ),
         _family(
             pointwise,
-            "native_dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill zeros_like ones_like empty_like "
-            "full_like rand_like randn_like hardswish hardsigmoid silu gelu mish elu softplus bernoulli uniform normal random dropout _prelu_kernel glu_jvp",
+            "native_dropout dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill "
+            "zeros_like ones_like empty_like full_like rand_like randn_like hardswish hardsigmoid "
+            "silu gelu mish elu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
         ),
         _family(copy_, "copy"),
         _family(
             unlabelled,
-            "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided _local_scalar_dense "
-            "is_same_size _assert_async _has_compatible_shallow_copy_type equal scalar_tensor",
+            "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided "
+            "_local_scalar_dense is_same_size _assert_async _has_compatible_shallow_copy_type "
+            "equal scalar_tensor",
         ),
     ]
     table: dict[str, Rule] = {}
@@ -163,7 +169,7 @@ def _table() -> dict[str, Rule]:
 TABLE = _table()
 
 
-@lru_cache(maxsize=None)
+@cache
 def lookup(func: Any) -> Rule | None:
     """Return the rule of an ATen overload, or ``None``."""
     namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")

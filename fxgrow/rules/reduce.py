@@ -34,7 +34,7 @@ def _dropped(planes: Iterable[Plane], dims: Sequence[int], ndim_out: int) -> lis
 
 
 def sum_(state: Propagation, call: Call) -> list[Plane]:
-    """A plain sum: whole planes must be closed by a zeroable factor."""
+    """Sum over dimensions: whole planes must be closed by a zeroable factor."""
     dims = _dims(call, 1)
     kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
     return _dropped(kept, dims, call.out.ndim)

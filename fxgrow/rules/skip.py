@@ -28,14 +28,15 @@ def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
 
 def skip_convolution(args: Any, kwargs: Any) -> Any:
     """Shape of ``convolution``, or ``NotImplemented`` where it must be computed."""
-    x, w, _, stride, padding, dilation, transposed, extra, groups = args[:9]
+    x, w, _, stride, padding, dilation, transposed, _, groups = args[:9]
     if transposed or x.shape[1] != w.shape[1] * groups:
         return NotImplemented  # rare, or an error that torch should word
     spatial = []
     for i, size in enumerate(x.shape[2:]):
-        one = lambda values, i=i: values[i] if len(values) > 1 else values[0]  # noqa: E731  # ATen repeats single values
-        reach = one(dilation) * (w.shape[2 + i] - 1) + 1
-        spatial.append((size + 2 * one(padding) - reach) // one(stride) + 1)
+        # ATen repeats single values.
+        step, edge, gap = (v[i] if len(v) > 1 else v[0] for v in (stride, padding, dilation))
+        reach = gap * (w.shape[2 + i] - 1) + 1
+        spatial.append((size + 2 * edge - reach) // step + 1)
     if min(spatial) < 1:
         return NotImplemented
     return x.new_empty((x.shape[0], w.shape[0], *spatial))
