@@ -94,7 +94,7 @@ def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal
 
 
 def _additive(query: Any, mask: Any) -> Any:
-    return F._canonical_mask(  # type: ignore[attr-defined]
+    return F._canonical_mask(
         mask=mask,
         mask_name="mask",
         other_type=None,

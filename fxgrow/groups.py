@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from torch import fx
 
 from .ir import Group, Reason, Slot
@@ -15,7 +16,10 @@ from .shuffle import Shuffle, find_shuffles
 
 if TYPE_CHECKING:
     from .analyse import Analysis
-    from .labels import Axis, LabelBook, Where
+    from .ir import Role
+    from .labels import Axis, LabelBook, Labels, Where
+
+Hashes = npt.NDArray[np.uint64]
 
 MESSAGES = {
     "input": "these columns read the model's inputs, which are the user's",
@@ -63,10 +67,10 @@ class _Census:
     """Labels laid out axis by axis (label ``i`` is entry ``i - 1``)."""
 
     axes: list[Axis]
-    starts: np.ndarray
-    sizes: np.ndarray
-    roots: np.ndarray
-    frozen_by: np.ndarray  # index into ``reasons`` per root, -1 where nothing freezes
+    starts: Labels
+    sizes: Labels
+    roots: Labels
+    frozen_by: Labels  # index into ``reasons`` per root, -1 where nothing freezes
     reasons: list[Reason]
     shuffles: list[Shuffle]
 
@@ -96,8 +100,8 @@ def _census(analysis: Analysis) -> _Census:
 
 def _freeze_irregular(
     book: LabelBook,
-    roots: np.ndarray,
-    frozen_by: np.ndarray,
+    roots: Labels,
+    frozen_by: Labels,
     reasons: list[Reason],
     explicit: set[int],
 ) -> None:
@@ -124,11 +128,11 @@ def _reason(code: str, where: Where | None) -> Reason:
     )
 
 
-def _signatures(census: _Census) -> np.ndarray:
+def _signatures(census: _Census) -> Hashes:
     """Hash of every unit's multiset of axes, per label (same hash: same group)."""
     rng = np.random.default_rng(0)
     salt = rng.integers(1, 2**62, size=len(census.axes), dtype=np.int64).astype(np.uint64)
-    totals = np.zeros(len(census.roots), dtype=np.uint64)
+    totals: Hashes = np.zeros(len(census.roots), dtype=np.uint64)
     for start, size, own in zip(census.starts, census.sizes, salt, strict=True):
         np.add.at(totals, census.roots[start : start + size], own)
     return totals[census.roots]
@@ -159,7 +163,7 @@ def group_units(analysis: Analysis) -> Grouping:
     return _finish(analysis, census, members, reasons, copied)
 
 
-def _judge_mixings(analysis: Analysis, census: _Census, signatures: np.ndarray) -> list[int]:
+def _judge_mixings(analysis: Analysis, census: _Census, signatures: Hashes) -> list[int]:
     """Find units that are normalised over the channels; return a label of each such group.
 
     Where the reduction covers a whole group evenly, repeating all of its units keeps it.
@@ -187,7 +191,7 @@ def _judge_mixings(analysis: Analysis, census: _Census, signatures: np.ndarray) 
     return even
 
 
-def _tied(analysis: Analysis, census: _Census, signature: int, signatures: np.ndarray) -> bool:
+def _tied(analysis: Analysis, census: _Census, signature: int, signatures: Hashes) -> bool:
     """Whether an axis of the group is both written and read (copies would contradict)."""
     closers, roles = analysis.state.book.closers, analysis.state.roles
     return any(
@@ -199,7 +203,7 @@ def _tied(analysis: Analysis, census: _Census, signature: int, signatures: np.nd
     )
 
 
-def _group_ids(census: _Census, signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:
     """Group of every label, and the number of units of every group."""
     # A signature that is partly frozen makes two groups.
     keys = signatures ^ (census.frozen_by[census.roots] + 1).astype(np.uint64)
@@ -211,11 +215,13 @@ def _group_ids(census: _Census, signatures: np.ndarray) -> tuple[np.ndarray, np.
     return of_root[census.roots], np.bincount(ids)
 
 
-def _role(analysis: Analysis, axis: Axis) -> str:
+def _role(analysis: Analysis, axis: Axis) -> Role:
     roles = analysis.state.roles.get(axis, set())
     if axis in analysis.state.book.closers:
         return "consumer"
-    return next((r for r in ("norm", "producer") if r in roles), "per_unit")
+    if "norm" in roles:
+        return "norm"
+    return "producer" if "producer" in roles else "per_unit"
 
 
 def _finish(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -288,6 +288,3 @@ class Growth:
         from .io import save
 
         save(self, path)
-
-
-Loss = "Callable[[Any, Any], torch.Tensor] | str | None"

@@ -322,7 +322,7 @@ def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
 
 
 def _pattern(labels: Labels) -> Labels:
-    """Number labels in order of first appearance: which positions share a label."""
+    """Write labels as numbers in order of first appearance: which positions share one."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
 

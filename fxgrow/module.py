@@ -38,17 +38,17 @@ class GrownModule(fx.GraphModule):
         object.__setattr__(self, "_train_forward", type(twin).forward)
 
         def forward(self: GrownModule, *args: Any, **kwargs: Any) -> Any:
-            chosen = self._train_forward if self.training else self._eval_forward
+            chosen: Any = self._train_forward if self.training else self._eval_forward
             return chosen(self, *args, **kwargs)
 
-        forward.__signature__ = _signature(type(self).forward)  # type: ignore[attr-defined]
-        type(self).forward = forward  # type: ignore[method-assign]
+        forward.__signature__ = _signature(type(self).forward)  # type: ignore[attr-defined]  # functions may have any attribute
+        type(self).forward = forward
 
     @property
     def train_graph(self) -> fx.Graph:
         """Graph of the training mode."""
         twin = self.__dict__["_train_module"]
-        return self.graph if twin is None else twin.graph  # type: ignore[no-any-return]
+        return self.graph if twin is None else twin.graph
 
     def recompile(self) -> Any:
         """Recompile the eval graph (after an edit); the training graph is kept."""
@@ -70,13 +70,13 @@ class GrownModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> GrownModule:
         holder = self._holder(memo)
         train = None if self.__dict__["_train_module"] is None else copy_graph(self.train_graph)
-        clone = GrownModule(holder, copy_graph(self.graph), train, self._get_name())
+        clone = GrownModule(holder, copy_graph(self.graph), train, type(self).__name__)
         memo[id(self)] = clone
         return clone
 
     def __reduce__(self) -> Any:
         train = None if self.__dict__["_train_module"] is None else _encode(self.train_graph)
-        return _rebuild, (self._holder(), _encode(self.graph), train, self._get_name())
+        return _rebuild, (self._holder(), _encode(self.graph), train, type(self).__name__)
 
 
 def _signature(function: Any) -> Any:

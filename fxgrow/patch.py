@@ -18,7 +18,7 @@ from torch import fx, nn
 from .analyse import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from .labels import LabelBook, Labels
 
@@ -44,7 +44,7 @@ class Sizes:
     def _line(self, labels: Labels, dim: int) -> np.ndarray:
         """Clones of every position along ``dim``."""
         gain = self.gain[labels]
-        return gain.max(axis=tuple(d for d in range(gain.ndim) if d != dim))
+        return np.asarray(gain.max(axis=tuple(d for d in range(gain.ndim) if d != dim)))
 
     def gains(self, noted: Noted, dim: int) -> np.ndarray:
         """Clones of every position along ``dim``, shape ``(size,)``; zeros if none."""
@@ -72,6 +72,11 @@ class Site:
         head = self.node.args[0] if self.node.args else None
         return self.planes.get(head) if isinstance(head, fx.Node) else None
 
+    def operand(self) -> Any:
+        """Value of the first argument after growth."""
+        head: Any = self.node.args[0]
+        return self.values[head]
+
     def size(self, given: Any, old: int, new: int) -> Any:
         """Size argument ``given`` corrected from ``old`` to ``new``."""
         if isinstance(given, fx.Node):
@@ -94,7 +99,7 @@ def _reshape(site: Site, first: int) -> None:
     if not isinstance(noted, Noted):
         return
     packed = len(args) == first + 1 and isinstance(args[first], (tuple, list))
-    given: Sequence[Any] = args[first] if packed else args[first:]  # type: ignore[assignment]
+    given: Any = args[first] if packed else args[first:]
     if len(given) != len(noted.shape):
         return
     wanted = site.sizes.shape(noted)
@@ -138,8 +143,8 @@ def _split(site: Site) -> None:
         return
     chunk = site.node.target in {"chunk", torch.chunk}
     if chunk:
-        per = -(-sum(new) // int(args[1] if len(args) > 1 else kwargs["chunks"]))  # type: ignore[arg-type]
-        if _even(new, per):
+        chunks: Any = args[1] if len(args) > 1 else kwargs["chunks"]
+        if _even(new, -(-sum(new) // int(chunks))):
             return
         site.node.target = "split" if site.node.op == "call_method" else torch.split
     uniform = (
@@ -218,7 +223,7 @@ def _conv(site: Site) -> None:
     groups, update = _argument(site.node, 6, "groups")
     weight, _ = _argument(site.node, 1, "weight")
     if isinstance(groups, int) and groups > 1:
-        x = site.values[site.node.args[0]]  # type: ignore[index]
+        x = site.operand()
         update(x.shape[1] // site.values[weight].shape[1])
 
 
@@ -226,7 +231,7 @@ def _group_norm(site: Site) -> None:
     source = site.first()
     groups, update = _argument(site.node, 1, "num_groups")
     if isinstance(groups, int) and groups > 1 and isinstance(source, Noted):
-        x = site.values[site.node.args[0]]  # type: ignore[index]
+        x = site.operand()
         update(x.shape[1] // (source.shape[1] // groups))
 
 
@@ -234,7 +239,7 @@ def _layer_norm(site: Site) -> None:
     source = site.first()
     shape, update = _argument(site.node, 1, "normalized_shape")
     if isinstance(source, Noted) and isinstance(shape, (tuple, list)):
-        x = site.values[site.node.args[0]]  # type: ignore[index]
+        x = site.operand()
         update(tuple(x.shape[-len(shape) :]))
 
 
@@ -315,7 +320,9 @@ def _first_size(module: Any) -> int:
 # ``groups`` comes before the channel counts that it is computed from.
 ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "groups": _groups_of,
-    "num_groups": lambda m, x: 1 if m.num_groups == 1 else x.shape[1] // (m.num_channels // m.num_groups),
+    "num_groups": lambda m, x: (
+        1 if m.num_groups == 1 else x.shape[1] // (m.num_channels // m.num_groups)
+    ),
     "out_channels": lambda m, x: (
         m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0]
     ),

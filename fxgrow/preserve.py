@@ -68,7 +68,7 @@ def _by_index(tensor: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
 
 
 def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor | None:
-    """New tensor with the old entries in place, copied in blocks; new ones still open.
+    """Make the new tensor, old entries in place (copied in blocks), new ones still open.
 
     ``None`` where there would be too many blocks.
     """

@@ -7,7 +7,6 @@ not on values, so an uninitialised result of the right shape serves.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,9 +81,9 @@ class Propagation:
 
     def value(self, tensor: torch.Tensor) -> Value:
         """Return what is known of ``tensor``; parameters get a plane per axis."""
-        known = tensor.__dict__.get(LABELS_KEY)
+        known: Value | None = tensor.__dict__.get(LABELS_KEY)
         if known is not None:
-            return known  # type: ignore[no-any-return]  # a tensor's __dict__ is untyped
+            return known
         name = self.names.get(id(tensor))
         if name is None:
             return _CONSTANT
@@ -181,7 +180,7 @@ class LabelMode(TorchDispatchMode):
     """Labels every ATen call by the rule table; skips heavy computations."""
 
     def __init__(self, propagation: Propagation, rules: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self.state = propagation
         self.rules = rules
 
@@ -237,15 +236,5 @@ class LabelMode(TorchDispatchMode):
 
 
 def _nothing(out: Any) -> Any:
-    return (
-        ()
-        if isinstance(out, torch.Tensor)
-        else [()] * len(out)
-        if isinstance(out, (list, tuple))
-        else ()
-    )
-
-
-def prod(sizes: Iterable[int]) -> int:
-    """Product of sizes."""
-    return math.prod(sizes)
+    """Return no planes for each output."""
+    return [()] * len(out) if isinstance(out, (list, tuple)) else ()

@@ -64,7 +64,8 @@ def rewrite(
     widened = _copy(model, inspection, tensors, sizes)
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
         raise UnsupportedError(
-            "a channel shuffle grows by an index in the graph; use emit='graph', or exclude its groups"
+            "a channel shuffle grows by an index in the graph; use emit='graph', "
+            "or exclude its groups"
         )
     _patch_and_check(analysis, layout, widened, sizes)
     if emit == "graph":
@@ -181,8 +182,9 @@ class _Widener(LabelExecutor):
             wanted = self.sizes.shape(noted)
             if wanted != tuple(tensor.shape):
                 raise UnsupportedError(
-                    f"{_place(node)} gives shape {tuple(tensor.shape)} at the new width where {wanted} is needed; "
-                    "exclude the group, or register how its sizes follow the width"
+                    f"{_place(node)} gives shape {tuple(tensor.shape)} at the new width where "
+                    f"{wanted} is needed; exclude the group, or register how its sizes follow "
+                    "the width"
                 )
 
 
@@ -277,9 +279,10 @@ def check_partition(state: Propagation, layout: Layout) -> None:
         )
     expected = np.zeros(state.book.size, dtype=np.int64)
     for axis, labels in state.axes.items():
-        if len(labels) != len(layout.units[axis]):
+        wanted = len(layout.units[axis])
+        if len(labels) != wanted:
             raise VerificationError(
-                f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {len(layout.units[axis])}"
+                f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {wanted}"
             )
         expected[labels] = layout.units[axis]
     roots = state.book.find(np.arange(state.book.size))
@@ -294,6 +297,6 @@ def check_partition(state: Propagation, layout: Layout) -> None:
             (a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0)
         )
         raise VerificationError(
-            f"in the widened model {int(wrong.sum())} slices belong to other units than in the original, first in "
-            f"{tensor} (dim {dim}); the growth was refused: exclude this group"
+            f"in the widened model {int(wrong.sum())} slices belong to other units than in the "
+            f"original, first in {tensor} (dim {dim}); the growth was refused: exclude this group"
         )

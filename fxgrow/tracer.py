@@ -24,6 +24,7 @@ from .errors import TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from .trace import Inputs
 
@@ -44,13 +45,14 @@ _REFUSALS = (*FAILURES, fx.proxy.TraceError)
 
 
 def _location() -> str:
-    """``file:line`` of the innermost frame of the user's code."""
-    frame = sys._getframe(2)
-    while frame is not None:
+    """Name ``file:line`` of the innermost frame of the model's code, ``""`` if there is none."""
+    frame: FrameType | None = sys._getframe(2)
+    # Beyond the tracer lies the caller's code, which is not the model's.
+    while frame is not None and frame.f_code is not graph_of.__code__:
         name = frame.f_code.co_filename
         if not name.startswith(_OWN) and not name.startswith("<"):
             return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 
@@ -67,12 +69,14 @@ class Flag(int):
 class _Proxy(fx.Proxy):
     """A traced value that can also be written into."""
 
+    tracer: Tracer
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
     def __len__(self) -> int:
         """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
-        value = self.tracer._concrete(self.node)  # type: ignore[attr-defined]  # always a Tracer
+        value = self.tracer.concrete(self.node)
         if isinstance(value, torch.Tensor):
             raise TypeError("'len' of a traced tensor")  # list() goes on without it
         return len(value)
@@ -82,7 +86,8 @@ class Tracer(fx.Tracer):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs) -> None:
-        super().__init__(autowrap_modules=(), param_shapes_constant=False)
+        none: Any = ()  # annotated as a tuple of one module
+        super().__init__(autowrap_modules=none, param_shapes_constant=False)
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {}
         self._busy = False
@@ -162,7 +167,7 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Compute the truth of a value; guard it where it depends on shapes."""
-        truth = bool(self._concrete(obj.node))
+        truth = bool(self.concrete(obj.node))
         origins = self._origins(obj.node)
         if "data" in origins:
             raise fx.proxy.TraceError("control flow depends on the values of tensors")
@@ -170,12 +175,12 @@ class Tracer(fx.Tracer):
             self.create_node("call_function", guard, (obj.node, truth), {})
         return truth
 
-    def iter(self, obj: fx.Proxy) -> Any:
+    def iter(self, obj: Any) -> Any:
         """Unpack tensors' shapes and tuples: their length is known."""
         try:
             return super().iter(obj)
         except fx.proxy.TraceError:
-            value = self._concrete(obj.node)
+            value = self.concrete(obj.node)
             if not isinstance(value, (tuple, list, torch.Tensor)):
                 raise
             return iter([obj[i] for i in range(len(value))])
@@ -188,7 +193,7 @@ class Tracer(fx.Tracer):
             if current in seen:
                 continue
             seen.add(current)
-            method = current.target if current.op == "call_method" else None
+            method: Any = current.target if current.op == "call_method" else None
             if current.op == "call_function" and current.target is getattr:
                 method = current.args[1]
             if method in _SIZES or (current.op == "call_function" and current.target is len):
@@ -199,7 +204,7 @@ class Tracer(fx.Tracer):
                 queue.extend(current.all_input_nodes)
         return found
 
-    def _concrete(self, node: fx.Node) -> Any:
+    def concrete(self, node: fx.Node) -> Any:
         """Value of ``node`` on the example inputs; tensors have shapes, not values."""
         from .analyse import Executor
         from .propagate import ShapeMode
@@ -213,7 +218,7 @@ class Tracer(fx.Tracer):
                 queue.extend(current.all_input_nodes)
         self._busy = True
         try:
-            with ShapeMode():
+            with ShapeMode():  # type: ignore[no-untyped-call]  # torch does not annotate it
                 Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
         finally:
             self._busy = False
@@ -270,14 +275,12 @@ def _gives_parameter(args: Any) -> bool:
     found = []
 
     def look(value: Any) -> Any:
-        if isinstance(value, nn.Parameter):
-            found.append(value)
-        elif isinstance(value, fx.Proxy) and value.node.op == "get_attr":
-            found.append(value)
+        known = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
+        found.append(known or isinstance(value, nn.Parameter))
         return value
 
     fx.node.map_aggregate(args, look)
-    return bool(found)
+    return any(found)
 
 
 def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:

@@ -56,8 +56,8 @@ def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) ->
             return before, _run(new, example, training=training)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise VerificationError(
-                f"the widened model does not run: {error}. Sizes in the model's own Python code can't "
-                "be changed: use emit='graph', or exclude the group"
+                f"the widened model does not run: {error}. Sizes in the model's own Python code "
+                "can't be changed: use emit='graph', or exclude the group"
             ) from error
 
 

@@ -93,7 +93,7 @@ def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
     return result
 
 
-def layer_norm(state: Propagation, call: Call) -> list[list[Plane]]:
+def layer_norm(state: Propagation, call: Call) -> list[Plane] | list[list[Plane]]:
     """Layer and RMS normalisation over the last dimensions."""
     x, normalized = call.args[0], call.args[1]
     where = state.where(call.name)
@@ -113,7 +113,7 @@ def layer_norm(state: Propagation, call: Call) -> list[list[Plane]]:
         elif hit:
             state.book.mix([plane], dims, "layer_norm", where)
         result.append(plane)
-    return [result, [], []] if not isinstance(call.out, torch.Tensor) else result  # type: ignore[list-item]
+    return result if isinstance(call.out, torch.Tensor) else [result, [], []]
 
 
 def group_norm(state: Propagation, call: Call) -> list[list[Plane]]:

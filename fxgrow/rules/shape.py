@@ -22,6 +22,21 @@ def _each(planes: Planes, move: Callable[[Labels], Labels]) -> list[Plane]:
     return [Plane(move(p.labels), p.zero) for p in planes]
 
 
+def _cut(planes: Planes, dim: int, piece: slice) -> list[Plane]:
+    """Slice where a plane varies along ``dim``."""
+    index = (slice(None),) * dim + (piece,)
+    return _each(planes, lambda a: a[index] if a.shape[dim] > 1 else a)
+
+
+def _taken(planes: Planes, dim: int, position: int) -> list[Plane]:
+    """Drop dimension ``dim``: what lies at ``position`` of it."""
+
+    def take(a: Labels) -> Labels:
+        return np.asarray(a.take(position if a.shape[dim] > 1 else 0, axis=dim))
+
+    return _each(planes, take)
+
+
 def view(state: Propagation, call: Call) -> list[Plane]:
     """``view`` and ``reshape``; remembers what a later check must find rectangular."""
     x, out = call.args[0], call.out
@@ -79,11 +94,8 @@ def expand(state: Propagation, call: Call) -> list[Plane]:
 
 def select(state: Propagation, call: Call) -> list[Plane]:
     """``select(dim, index)``."""
-    dim, index = call.args[1], call.args[2]
-    return _each(
-        state.planes(call.args[0]),
-        lambda a: compress(a.take(index if a.shape[dim] > 1 else 0, axis=dim)),
-    )
+    taken = _taken(state.planes(call.args[0]), call.args[1], call.args[2])
+    return [Plane(compress(p.labels), p.zero) for p in taken]
 
 
 def slice_(state: Propagation, call: Call) -> list[Plane]:
@@ -91,8 +103,7 @@ def slice_(state: Propagation, call: Call) -> list[Plane]:
     x = call.args[0]
     dim = call.arg(1, "dim", 0) % x.ndim
     cut = slice(call.arg(2, "start"), call.arg(3, "end"), call.arg(4, "step", 1))
-    index = (slice(None),) * dim + (cut,)
-    return _each(state.planes(x), lambda a: a[index] if a.shape[dim] > 1 else a)
+    return _cut(state.planes(x), dim, cut)
 
 
 def split(state: Propagation, call: Call) -> list[list[Plane]]:
@@ -101,8 +112,7 @@ def split(state: Propagation, call: Call) -> list[list[Plane]]:
     planes, start, result = state.planes(call.args[0]), 0, []
     for piece in call.out:
         stop = start + piece.shape[dim]
-        index = (slice(None),) * dim + (slice(start, stop),)
-        result.append(_each(planes, lambda a, index=index: a[index] if a.shape[dim] > 1 else a))  # type: ignore[misc]
+        result.append(_cut(planes, dim, slice(start, stop)))
         start = stop
     return result
 
@@ -111,10 +121,7 @@ def unbind(state: Propagation, call: Call) -> list[list[Plane]]:
     """``unbind(dim)``."""
     dim = call.arg(1, "dim", 0)
     planes = state.planes(call.args[0])
-    return [
-        _each(planes, lambda a, i=i: a.take(i if a.shape[dim] > 1 else 0, axis=dim))  # type: ignore[misc]
-        for i in range(len(call.out))
-    ]
+    return [_taken(planes, dim, i) for i in range(len(call.out))]
 
 
 def cat(state: Propagation, call: Call) -> list[Plane]:

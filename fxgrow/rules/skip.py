@@ -13,17 +13,20 @@ import torch
 
 def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
     """Shape of ``mm``."""
-    return args[0].new_empty((args[0].shape[0], args[1].shape[1]))
+    a: torch.Tensor = args[0]
+    return a.new_empty((a.shape[0], args[1].shape[1]))
 
 
 def skip_addmm(args: Any, kwargs: Any) -> torch.Tensor:
     """Shape of ``addmm``."""
-    return args[1].new_empty((args[1].shape[0], args[2].shape[1]))
+    a: torch.Tensor = args[1]
+    return a.new_empty((a.shape[0], args[2].shape[1]))
 
 
 def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
     """Shape of ``bmm``."""
-    return args[0].new_empty((*args[0].shape[:2], args[1].shape[2]))
+    a: torch.Tensor = args[0]
+    return a.new_empty((*a.shape[:2], args[1].shape[2]))
 
 
 def skip_convolution(args: Any, kwargs: Any) -> Any:
