@@ -1,0 +1,187 @@
+"""Random architectures: every group of every network grows exactly, or is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import hypothesis.strategies as st
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, nn
+
+import fxgrow
+
+SIZE = 4  # pixels a side
+
+
+@dataclass
+class Recipe:
+    """Widths, a list of blocks, and a head: all that a network is built from."""
+
+    width: int
+    blocks: list[tuple[str, int]]
+    head: str
+    seed: int
+    groups: list[str] = field(default_factory=list)
+
+
+class RandomNet(nn.Module):
+    """A stem, random blocks over one running tensor, and a head."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.layers = nn.ModuleDict()
+        self.stem = nn.Conv2d(2, recipe.width, 3, padding=1)
+        width = recipe.width
+        for number, (kind, size) in enumerate(recipe.blocks):
+            width = self._add(f"{number}{kind}", kind, width, size)
+        self.head_kind = recipe.head
+        if recipe.head == "flatten":
+            self.head = nn.Sequential(nn.Linear(width * SIZE * SIZE, 5), nn.ReLU(), nn.Linear(5, 3))
+        elif recipe.head == "attention":
+            self.attention = nn.MultiheadAttention(
+                width, 2 if width % 2 == 0 else 1, batch_first=True
+            )
+            self.head = nn.Linear(width, 3)
+        else:
+            self.head = nn.Linear(width, 3)
+
+    def _add(self, name: str, kind: str, width: int, size: int) -> int:
+        layers, out = self.layers, width
+        if kind == "conv":
+            out = size
+            layers[name] = nn.Sequential(
+                nn.Conv2d(width, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU()
+            )
+        elif kind == "residual":
+            layers[name] = nn.Sequential(
+                nn.Conv2d(width, size, 1, bias=False),
+                nn.BatchNorm2d(size),
+                nn.GELU(),
+                nn.Conv2d(size, width, 3, padding=1),
+            )
+        elif kind == "concat":
+            layers[name] = nn.Conv2d(width, size, 3, padding=1)
+            out = width + size
+        elif kind == "twice":  # one module, called twice
+            layers[name] = nn.Sequential(nn.Conv2d(width, width, 1), nn.Tanh())
+        elif kind == "gate":
+            layers[name] = nn.Conv2d(width, 2 * size, 1)
+            out = size
+        elif kind == "depthwise":
+            out = 2 * width
+            layers[name] = nn.Sequential(
+                nn.Conv2d(width, out, 3, padding=1, groups=width), nn.BatchNorm2d(out), nn.SiLU()
+            )
+        elif kind == "grouped":
+            out = 2 * size
+            layers[name] = nn.Sequential(
+                nn.Conv2d(width, 4 * size, 1),
+                nn.ReLU(),
+                nn.Conv2d(4 * size, out, 3, padding=1, groups=2),
+            )
+        elif kind == "groupnorm":
+            out = 2 * size
+            layers[name] = nn.Sequential(nn.Conv2d(width, out, 1), nn.GroupNorm(2, out), nn.ReLU())
+        elif kind == "excite":
+            layers[name] = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Conv2d(width, size, 1),
+                nn.ReLU(),
+                nn.Conv2d(size, width, 1),
+                nn.Sigmoid(),
+            )
+        elif kind == "shuffle":
+            out = 2 * size
+            layers[name] = nn.Conv2d(width, out, 1)
+        elif kind == "layernorm":
+            layers[name] = nn.LayerNorm(width)
+        elif kind == "up":
+            layers[name] = nn.ConvTranspose2d(width, size, 3, padding=1)
+            out = size
+        return out
+
+    def _block(self, kind: str, layer: nn.Module, x: Tensor) -> Tensor:
+        if kind in {"residual"}:
+            return x + layer(x)
+        if kind == "concat":
+            return torch.cat([x, F.relu(layer(x))], dim=1)
+        if kind == "twice":
+            return layer(layer(x)) + x
+        if kind == "gate":
+            a, b = layer(x).chunk(2, dim=1)
+            return a * torch.sigmoid(b)
+        if kind == "excite":
+            return x * layer(x)
+        if kind == "shuffle":
+            y = layer(x)
+            n, c, h, w = y.shape
+            return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        if kind == "layernorm":
+            return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return layer(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        for number, (kind, _) in enumerate(self.recipe.blocks):
+            x = self._block(kind, self.layers[f"{number}{kind}"], x)
+        if self.head_kind == "flatten":
+            return self.head(torch.flatten(x, 1))
+        if self.head_kind == "attention":
+            tokens = x.flatten(2).transpose(1, 2)
+            mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+            return self.head((tokens + mixed).mean(1))
+        return self.head(x.mean((2, 3)))
+
+
+KINDS = (
+    "conv residual concat twice gate depthwise grouped groupnorm excite shuffle layernorm up"
+).split()
+RECIPES = st.builds(
+    Recipe,
+    width=st.integers(2, 6),
+    blocks=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(2, 5)), min_size=1, max_size=4),
+    head=st.sampled_from(["flatten", "pool", "attention"]),
+    seed=st.integers(0, 100),
+)
+
+
+@settings(
+    max_examples=500,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(recipe=RECIPES, pick=st.integers(0, 1000), units=st.integers(1, 3))
+def test_random_networks_grow_exactly(recipe: Recipe, pick: int, units: int) -> None:
+    model = RandomNet(recipe).double()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():  # nothing may be invariant by chance
+                tensor.add_(
+                    torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 0.3
+                )
+    x = torch.randn(3, 2, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    assert not inspection.unsupported
+    assert all(group.reason is not None for group in inspection.frozen)
+    if not inspection.groups:  # e.g. one normalisation over two widths side by side
+        assert any(kind == "layernorm" for kind, _ in recipe.blocks)
+        return
+    single = inspection.groups[pick % len(inspection.groups)]
+    everything = {g.name: units * g.multiple_of for g in inspection.groups}
+    for additions in ({single.name: units * single.multiple_of}, everything):
+        growth = fxgrow.widen(model, x, additions)
+        assert growth.verification is not None
+        assert growth.verification.eval_error <= 1e-10
+        assert growth.verification.train_error <= 1e-10
+    # Another batch size than the example's.
+    more = torch.randn(5, 2, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    model.eval()
+    with torch.no_grad():
+        old, new = model(more), growth.module.eval()(more)
+    assert (old - new).abs().max() <= 1e-10 * old.abs().max().clamp(min=1)
