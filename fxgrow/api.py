@@ -164,7 +164,48 @@ def plan_for(
     example_inputs: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Inspection, Votes, Plan]:
-    """Decide where a budget goes without growing anything (see :func:`expand`)."""
+    """Decide where a budget goes, without growing anything.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed.
+    data : re-iterable of (inputs, targets), or None
+        E.g. a DataLoader. ``None``: only for distributors that need no data.
+    budget : float
+        Most that the new units may cost, in ``unit``.
+    unit : {"neurons", "params", "flops"}
+    loss : callable, str or None
+        ``None``: cross entropy for integer targets, MSE for float.
+    distributor : {"svod", "uniform", "proportional", "random"}
+    candidates : "auto", "paper" or int, optional
+        Candidates per group of the vote (see :func:`vote`).
+    round_to : int
+        New widths are multiples of it where possible.
+    include, exclude : sequence of str
+        Shell patterns over group and layer names.
+    seed : int
+    example_inputs : tensor, tuple or dict, optional
+        Taken from the first batch by default.
+    progress : callable, optional
+        Told ``(stage, done, total)``.
+
+    Returns
+    -------
+    inspection : Inspection
+    votes : Votes
+    plan : Plan
+        Pass it to :func:`widen` to grow.
+
+    Raises
+    ------
+    FxgrowError
+        See :mod:`fxgrow.errors`.
+
+    References
+    ----------
+    arXiv 2509.18842, section SVoD.
+    """
     check_budget(budget, unit)
     if data is not None:
         check_data(data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -15,14 +14,18 @@ from . import report
 from .analyse import Analysis, analyse
 from .errors import InputError, UnsupportedError
 from .groups import MESSAGES, group_units
+from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .plan import CostModel
     from .shuffle import Shuffle
+
+__all__ = ["Inspection", "coupling_graph", "inspect_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,26 @@ class Inspection:
         return report.inspection_dict(self)
 
     def to_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
+        """Write :meth:`to_dict` to a file.
+
+        Raises
+        ------
+        FileError
+            When the file can't be written; an older one is then as it was.
+        """
+        text = json.dumps(self.to_dict(), indent=2)
+        atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def to_html(self, path: str | Path) -> None:
-        """Write a self-contained page."""
-        Path(path).write_text(report.inspection_html(self), encoding="utf-8")
+        """Write a self-contained page.
+
+        Raises
+        ------
+        FileError
+            When the file can't be written; an older one is then as it was.
+        """
+        text = report.inspection_html(self)
+        atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def to_dot(self) -> str:
         """Return the groups and their layers in the DOT language."""
@@ -109,7 +126,44 @@ def inspect_model(
     exclude: Sequence[str] = (),
     strict: bool = False,
 ) -> Inspection:
-    """Trace, propagate labels and collect groups (see :func:`fxgrow.inspect`)."""
+    """Find the groups of a model: which units must grow together, and which can't grow.
+
+    The model is traced, labels are propagated through every ATen call of one run, and
+    units that share their fate are collected into groups.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed.
+    example_inputs : tensor, tuple or dict
+        One tensor, positional arguments, or keyword arguments of ``forward``.
+    include, exclude : sequence of str
+        Shell patterns over group and layer names; groups left out count as frozen.
+    strict : bool
+        Raise when an operation has no rule, instead of freezing what it touches.
+
+    Returns
+    -------
+    Inspection
+
+    Raises
+    ------
+    InputError
+        When a pattern matches nothing.
+    TraceError
+        When no graph of the model can be had.
+    DataError
+        When the model does not run on the example inputs.
+    UnsupportedError
+        With ``strict``: names all operations without a rule.
+
+    Examples
+    --------
+    >>> import torch, fxgrow
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> [(group.name, group.width) for group in fxgrow.inspect(net, torch.zeros(1, 4)).groups]
+    [('0', 8)]
+    """
     analysis = analyse(trace(model, example_inputs))
     unsupported = _unsupported(analysis)
     if strict and unsupported:

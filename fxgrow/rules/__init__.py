@@ -17,7 +17,7 @@ from . import contract, reduce, shape
 from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from ..propagate import Call, Propagation
 
@@ -79,84 +79,86 @@ def _family(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
-def _table() -> dict[str, Rule]:
-    families = [
-        _family(contract.mm, "mm"),
-        _family(contract.addmm, "addmm"),
-        _family(contract.bmm, "bmm"),
-        _family(contract.baddbmm, "baddbmm"),
-        _family(contract.mv, "mv"),
-        _family(contract.linear, "linear"),
-        _family(contract.convolution, "convolution"),
-        _family(contract.embedding, "embedding"),
-        _family(
-            contract.attention,
-            "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-            "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
-            "_scaled_dot_product_fused_attention_overrideable "
-            "_scaled_dot_product_attention_math_for_mps",
-        ),
-        _family(shape.view, "view _unsafe_view _reshape_alias reshape"),
-        _family(shape.permute, "permute"),
-        _family(shape.transpose, "transpose"),
-        _family(shape.t, "t"),
-        _family(shape.unsqueeze, "unsqueeze"),
-        _family(shape.squeeze, "squeeze"),
-        _family(shape.expand, "expand"),
-        _family(shape.select, "select"),
-        _family(shape.slice_, "slice"),
-        _family(shape.split, "split split_with_sizes"),
-        _family(shape.unbind, "unbind"),
-        _family(shape.cat, "cat"),
-        _family(shape.stack, "stack"),
-        _family(shape.glu, "glu"),
-        _family(shape.repeat, "repeat"),
-        _family(shape.roll, "roll flip"),
-        _family(shape.pad, "constant_pad_nd"),
-        _family(shape.index, "index index_select"),
-        _family(shape.im2col, "im2col"),
-        _family(
-            shape.execute,
-            "unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
-            "diagonal as_strided movedim rot90 narrow_copy",
-        ),
-        _family(reduce.sum_, "sum"),
-        _family(reduce.reducer(1), "mean amax amin max min argmax argmin prod logsumexp any all"),
-        _family(reduce.reducer(1), "var std var_mean std_mean"),
-        _family(reduce.reducer(2), "linalg_vector_norm norm"),
-        _family(reduce.scan, "_softmax _log_softmax _safe_softmax cumsum cumprod sort topk"),
-        _family(
-            reduce.batch_norm,
-            "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-            "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update",
-        ),
-        _family(reduce.layer_norm, "native_layer_norm rms_norm _fused_rms_norm"),
-        _family(reduce.group_norm, "native_group_norm"),
-        _family(
-            reduce.spatial,
-            "max_pool1d max_pool2d_with_indices max_pool3d_with_indices "
-            "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-            "adaptive_max_pool2d adaptive_max_pool3d "
-            "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
-            "upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
-            "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d "
-            "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
-            "grid_sampler_2d",
-        ),
-        _family(
-            pointwise,
-            "native_dropout dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill "
-            "zeros_like ones_like empty_like full_like rand_like randn_like hardswish hardsigmoid "
-            "silu gelu mish elu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
-        ),
-        _family(copy_, "copy"),
-        _family(
-            unlabelled,
-            "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided "
-            "_local_scalar_dense is_same_size _assert_async _has_compatible_shallow_copy_type "
-            "equal scalar_tensor",
-        ),
-    ]
+_FAMILIES: tuple[dict[str, Rule], ...] = (
+    _family(contract.mm, "mm"),
+    _family(contract.addmm, "addmm"),
+    _family(contract.bmm, "bmm"),
+    _family(contract.baddbmm, "baddbmm"),
+    _family(contract.mv, "mv"),
+    _family(contract.linear, "linear"),
+    _family(contract.convolution, "convolution"),
+    _family(contract.embedding, "embedding"),
+    _family(
+        contract.attention,
+        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention "
+        "_scaled_dot_product_fused_attention_overrideable "
+        "_scaled_dot_product_attention_math_for_mps",
+    ),
+    _family(shape.view, "view _unsafe_view _reshape_alias reshape"),
+    _family(shape.permute, "permute"),
+    _family(shape.transpose, "transpose"),
+    _family(shape.t, "t"),
+    _family(shape.unsqueeze, "unsqueeze"),
+    _family(shape.squeeze, "squeeze"),
+    _family(shape.expand, "expand"),
+    _family(shape.select, "select"),
+    _family(shape.slice_, "slice"),
+    _family(shape.split, "split split_with_sizes"),
+    _family(shape.unbind, "unbind"),
+    _family(shape.cat, "cat"),
+    _family(shape.stack, "stack"),
+    _family(shape.glu, "glu"),
+    _family(shape.repeat, "repeat"),
+    _family(shape.roll, "roll flip"),
+    _family(shape.pad, "constant_pad_nd"),
+    _family(shape.index, "index index_select"),
+    _family(shape.im2col, "im2col"),
+    _family(
+        shape.execute,
+        "unfold pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle "
+        "diagonal as_strided movedim rot90 narrow_copy",
+    ),
+    _family(reduce.sum_, "sum"),
+    _family(reduce.reducer(1), "mean amax amin max min argmax argmin prod logsumexp any all"),
+    _family(reduce.reducer(1), "var std var_mean std_mean"),
+    _family(reduce.reducer(2), "linalg_vector_norm norm"),
+    _family(reduce.scan, "_softmax _log_softmax _safe_softmax cumsum cumprod sort topk"),
+    _family(
+        reduce.batch_norm,
+        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
+        "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update",
+    ),
+    _family(reduce.layer_norm, "native_layer_norm rms_norm _fused_rms_norm"),
+    _family(reduce.group_norm, "native_group_norm"),
+    _family(
+        reduce.spatial,
+        "max_pool1d max_pool2d_with_indices max_pool3d_with_indices "
+        "avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
+        "adaptive_max_pool2d adaptive_max_pool3d "
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
+        "upsample_bicubic2d upsample_linear1d upsample_trilinear3d "
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d "
+        "reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d "
+        "grid_sampler_2d",
+    ),
+    _family(
+        pointwise,
+        "native_dropout dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill "
+        "zeros_like ones_like empty_like full_like rand_like randn_like hardswish hardsigmoid "
+        "silu gelu mish elu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
+    ),
+    _family(copy_, "copy"),
+    _family(
+        unlabelled,
+        "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided "
+        "_local_scalar_dense is_same_size _assert_async _has_compatible_shallow_copy_type "
+        "equal scalar_tensor",
+    ),
+)
+
+
+def _table(families: Iterable[dict[str, Rule]]) -> dict[str, Rule]:
     table: dict[str, Rule] = {}
     for family in families:
         twice = table.keys() & family.keys()
@@ -166,7 +168,7 @@ def _table() -> dict[str, Rule]:
     return table
 
 
-TABLE = _table()
+TABLE = _table(_FAMILIES)
 
 
 @cache
