@@ -12,7 +12,7 @@ from . import rules
 from .errors import DataError, TraceError
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
 from .trace import Inputs, Traced, no_fast_path
-from .tracer import FAILURES
+from .tracer import FAILURES, is_user_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,15 +176,6 @@ def hides_sizes(module: nn.Module) -> bool:
     return children or bool(_HIDDEN_SIZES & module.__dict__.keys())
 
 
-def is_user_function(target: Any) -> bool:
-    """Whether a graph's function is Python code from outside torch."""
-    module = getattr(target, "__module__", "") or ""
-    return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
-
-
-_KNOWN_PACKAGES = {"torch", "_operator", "fxgrow", "math", "builtins"}
-
-
 @dataclass(frozen=True, eq=False)
 class Noted:
     """Shape and planes of a node's output."""
@@ -233,10 +224,21 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
 def analyse(traced: Traced) -> Analysis:
     """Propagate labels through the graphs of both modes.
 
+    Parameters
+    ----------
+    traced : Traced
+        Where a norm can't train on the example inputs, every sample is taken twice.
+
+    Returns
+    -------
+    Analysis
+
     Raises
     ------
     DataError
         When the model does not run on the example inputs.
+    TraceError
+        When its forward writes into its own parameters.
     """
     try:
         return _analyse(traced)

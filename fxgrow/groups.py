@@ -139,7 +139,20 @@ def _signatures(census: _Census) -> Hashes:
 
 
 def group_units(analysis: Analysis) -> Grouping:
-    """Collect units into groups and price them."""
+    """Collect units into groups and price them.
+
+    Units are alike, and make one group, when they have slices in the same multiset of
+    (tensor, dim). Linear in the number of labels, but for sorting them.
+
+    Parameters
+    ----------
+    analysis : Analysis
+
+    Returns
+    -------
+    Grouping
+        Growable and frozen groups, in execution order.
+    """
     census = _census(analysis)
     signatures = _signatures(census)
     mixed = _judge_mixings(analysis, census, signatures)

@@ -60,6 +60,20 @@ def lay_out(
     """Insert new units after each contiguous block of their template.
 
     The template of fresh units is the last unit; copies have each unit as a template.
+
+    Parameters
+    ----------
+    book : LabelBook
+        Settled labels of the analysis.
+    axes : dict of (tensor, dim) to numpy.ndarray of int64, shape ``(size,)``
+        Label of every entry along every axis.
+    groups : sequence of Group
+    additions : dict of str to int
+        Group name to units; groups not named keep their width.
+
+    Returns
+    -------
+    Layout
     """
     growing = [g for g in groups if additions.get(g.name, 0) > 0]
     gain = np.zeros(book.size, dtype=np.int64)

@@ -27,7 +27,25 @@ _MOST_BLOCKS = 256
 def new_tensors(
     layout: Layout, old: Mapping[str, torch.Tensor], seed: int
 ) -> dict[str, torch.Tensor]:
-    """Return every tensor that grows, in its new shape, dtype and device kept."""
+    """Fill every tensor that grows, in its new shape; dtype and device are kept.
+
+    Parameters
+    ----------
+    layout : Layout
+    old : dict of str to torch.Tensor
+        The model's tensors, by name; not changed.
+    seed : int
+        Of the fresh rows and the uneven shares of copies.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Only the tensors that grow.
+
+    References
+    ----------
+    arXiv 2509.18842, section SWE (insertion).
+    """
     generator = torch.Generator().manual_seed(seed)
     slots: dict[str, list[tuple[GrownSlot, str]]] = defaultdict(list)
     for group in layout.groups:

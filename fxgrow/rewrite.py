@@ -49,6 +49,23 @@ def rewrite(
 ) -> Rewritten:
     """Return a widened copy of ``model``: ``additions`` units per group, function kept.
 
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed.
+    inspection : Inspection
+        Of this model.
+    additions : dict of str to int
+        Group name to units.
+    seed : int
+        Of the new rows.
+    emit : {"graph", "module"}
+        A :class:`~fxgrow.module.GrownModule`, or a resized copy of the user's class.
+
+    Returns
+    -------
+    Rewritten
+
     Raises
     ------
     UnsupportedError

@@ -34,7 +34,13 @@ class Inputs:
 
     @classmethod
     def of(cls, example: Any) -> Inputs:
-        """Accept a tensor, a tuple of positional or a dict of keyword arguments."""
+        """Accept a tensor, a tuple of positional or a dict of keyword arguments.
+
+        Raises
+        ------
+        InputError
+            When ``example`` is none of these.
+        """
         if isinstance(example, Inputs):
             return example
         if isinstance(example, torch.Tensor):
@@ -47,6 +53,16 @@ class Inputs:
             "example_inputs must be a tensor, a tuple of positional arguments or a dict of "
             f"keyword arguments, not {type(example).__name__}"
         )
+
+    def double(self) -> Inputs:
+        """Floating point tensors in float64."""
+
+        def cast(value: Any) -> Any:
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            return value.double() if floating else value
+
+        args, kwargs = fx.node.map_aggregate((self.args, dict(self.kwargs)), cast)
+        return Inputs(tuple(args), dict(kwargs))
 
     def doubled(self) -> Inputs:
         """Every sample twice: norms can't train on batches of one value per channel."""
@@ -82,7 +98,13 @@ class Traced:
 
 
 def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Module:
-    """Deep copy of ``model`` that shares its parameters (or takes ``replace``'s)."""
+    """Deep copy of ``model`` that shares its parameters (or takes ``replace``'s).
+
+    Raises
+    ------
+    TraceError
+        When the model can't be copied.
+    """
     memo: dict[int, Any] = (
         {id(p): p for p in model.parameters()} if replace is None else dict(replace)
     )
@@ -123,8 +145,21 @@ def _equal(a: Any, b: Any) -> bool:
 def trace(model: nn.Module, example: Any) -> Traced:
     """Trace a shadow of ``model`` in eval and in train mode.
 
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed: the shadow shares its parameters and copies all else.
+    example : tensor, tuple, dict or Inputs
+        Example inputs.
+
+    Returns
+    -------
+    Traced
+
     Raises
     ------
+    InputError
+        When ``example`` is none of these.
     TraceError
         When no graph of the whole model can be had.
     """

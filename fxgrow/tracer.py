@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .trace import Inputs
 
-__all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard"]
+__all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
 _OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
@@ -135,7 +135,7 @@ class Tracer(fx.Tracer):
         """Open functions that are given parameters and have constants inside."""
         if kind == "call_function" and not self._busy:
             body = DECOMPOSITIONS.get(target)
-            if body is None and _is_wrapped(target) and _gives_parameter((args, kwargs)):
+            if body is None and is_user_function(target) and _gives_parameter((args, kwargs)):
                 body = target
             if body is not None:
                 last = next(reversed(self.graph.nodes), None)
@@ -262,13 +262,13 @@ def guard(value: Any, expected: bool) -> None:
 fx.node._side_effectful_functions.update({guard, operator.setitem})
 
 
-def _is_wrapped(target: Any) -> bool:
+_KNOWN_PACKAGES = {"torch", "_operator", "fxgrow", "math", "builtins"}
+
+
+def is_user_function(target: Any) -> bool:
+    """Whether a graph's function is Python code from outside torch."""
     module = getattr(target, "__module__", "") or ""
-    return (
-        hasattr(target, "__code__")
-        and not module.startswith(("torch.", "_operator", "fxgrow", "math", "builtins"))
-        and module != "torch"
-    )
+    return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
 
 
 def _gives_parameter(args: Any) -> bool:

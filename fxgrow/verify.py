@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from .errors import VerificationError
 from .ir import Verification
@@ -26,6 +27,22 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
 
     Errors are relative to the largest absolute output of the original. Neither model
     is changed: both run as copies that share their parameters.
+
+    Parameters
+    ----------
+    old, new : torch.nn.Module
+    example : tensor, tuple, dict or Inputs
+        Example inputs.
+
+    Returns
+    -------
+    Verification
+        ``partition`` is true: the rewriter has checked it before.
+
+    Raises
+    ------
+    VerificationError
+        When ``new`` does not run.
     """
     dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
     errors = {}
@@ -69,20 +86,42 @@ def _repeatable() -> Iterator[None]:
         yield
 
 
+class _NoDropout(TorchFunctionMode):
+    """Makes dropout the identity: its mask's shape changes with the width."""
+
+    _MASKING = frozenset(
+        {"dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
+    )
+    _POSITION: ClassVar[dict[str, int]] = {
+        "scaled_dot_product_attention": 4,
+        "multi_head_attention_forward": 10,
+    }
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in self._MASKING:
+            return args[0] if args else kwargs["input"]
+        position = self._POSITION.get(name)
+        if position is not None:
+            if len(args) > position:
+                args = (*args[:position], 0.0, *args[position + 1 :])
+            else:
+                kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
 def _run(model: nn.Module, example: Any, *, training: bool) -> Any:
     twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     twin.train(training)
-    for module in twin.modules():
-        # A dropout mask's shape changes with the width: compare without it.
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-    if isinstance(example, torch.Tensor):
-        return twin(example)
-    if isinstance(example, dict):
-        return twin(**example)
-    if isinstance(example, (tuple, list)):
-        return twin(*example)
-    return twin(*example.args, **example.kwargs)
+    with _NoDropout():
+        if isinstance(example, torch.Tensor):
+            return twin(example)
+        if isinstance(example, dict):
+            return twin(**example)
+        if isinstance(example, (tuple, list)):
+            return twin(*example)
+        return twin(*example.args, **example.kwargs)
 
 
 def _difference(before: Any, after: Any) -> float:

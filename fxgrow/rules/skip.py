@@ -11,21 +11,27 @@ from typing import Any
 import torch
 
 
-def skip_mm(args: Any, kwargs: Any) -> torch.Tensor:
+def skip_mm(args: Any, kwargs: Any) -> Any:
     """Shape of ``mm``."""
     a: torch.Tensor = args[0]
+    if a.shape[1] != args[1].shape[0]:
+        return NotImplemented  # an error that torch should word
     return a.new_empty((a.shape[0], args[1].shape[1]))
 
 
-def skip_addmm(args: Any, kwargs: Any) -> torch.Tensor:
+def skip_addmm(args: Any, kwargs: Any) -> Any:
     """Shape of ``addmm``."""
     a: torch.Tensor = args[1]
+    if a.shape[1] != args[2].shape[0]:
+        return NotImplemented
     return a.new_empty((a.shape[0], args[2].shape[1]))
 
 
-def skip_bmm(args: Any, kwargs: Any) -> torch.Tensor:
+def skip_bmm(args: Any, kwargs: Any) -> Any:
     """Shape of ``bmm``."""
     a: torch.Tensor = args[0]
+    if a.shape[0] != args[1].shape[0] or a.shape[2] != args[1].shape[1]:
+        return NotImplemented
     return a.new_empty((*a.shape[:2], args[1].shape[2]))
 
 
