@@ -160,3 +160,16 @@ def untrained(module, groups, example, lr=1e-2, late=()):
     return problems
 
 
+def calibrated(model, example):
+    """Bring running statistics near the truth: deep networks explode without."""
+    norms = [m for m in model.modules() if getattr(m, "running_var", None) is not None]
+    before = [(m.running_mean.clone(), m.running_var.clone(), m.momentum) for m in norms]
+    for module in norms:
+        module.momentum = 1.0
+    with torch.no_grad():
+        run(model.train(), example)
+        for module, (mean, var, momentum) in zip(norms, before, strict=True):
+            module.running_mean.add_(mean)
+            module.running_var.mul_(var).add_(0.1)
+            module.momentum = momentum
+    return model

@@ -31,7 +31,12 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem, self.norm = conv(3, 6), nn.BatchNorm2d(6)
-        self.a, self.na, self.b, self.nb = conv(6, 8), nn.BatchNorm2d(8), conv(8, 6), nn.BatchNorm2d(6)
+        self.a, self.na, self.b, self.nb = (
+            conv(6, 8),
+            nn.BatchNorm2d(8),
+            conv(8, 6),
+            nn.BatchNorm2d(6),
+        )
         self.down = conv(6, 10, 1)
         self.c, self.head = conv(6, 10), Head(10)
 
@@ -145,7 +150,10 @@ class TwiceShared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.block = nn.Linear(6, 7), nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 7))
+        self.stem, self.block = (
+            nn.Linear(6, 7),
+            nn.Sequential(nn.Linear(7, 9), nn.Tanh(), nn.Linear(9, 7)),
+        )
         self.alias, self.head = self.block[2], nn.Linear(7, 3)
 
     def forward(self, x):
@@ -183,7 +191,11 @@ class Norms(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c, self.head = conv(3, 8), conv(8, 6), conv(6, 4), Head(4)
-        self.ga, self.gb, self.gc = nn.GroupNorm(4, 8), nn.GroupNorm(1, 6), nn.InstanceNorm2d(4, affine=True)
+        self.ga, self.gb, self.gc = (
+            nn.GroupNorm(4, 8),
+            nn.GroupNorm(1, 6),
+            nn.InstanceNorm2d(4, affine=True),
+        )
 
     def forward(self, x):
         return self.head(self.gc(self.c(self.gb(self.b(self.ga(self.a(x)).tanh())).tanh())).relu())
@@ -268,11 +280,25 @@ def standardised():
 
 
 def one_dimensional():
-    return nn.Sequential(nn.Conv1d(6, 8, 1), nn.BatchNorm1d(8), nn.GELU(), nn.Conv1d(8, 4, 1, groups=4), nn.Tanh(), nn.Conv1d(4, 2, 1))
+    return nn.Sequential(
+        nn.Conv1d(6, 8, 1),
+        nn.BatchNorm1d(8),
+        nn.GELU(),
+        nn.Conv1d(8, 4, 1, groups=4),
+        nn.Tanh(),
+        nn.Conv1d(4, 2, 1),
+    )
 
 
 def volumes():
-    return nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4), nn.ReLU(), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv3d(2, 4, 3),
+        nn.BatchNorm3d(4),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Flatten(),
+        nn.Linear(4, 2),
+    )
 
 
 PAIR = {"left": VECTOR, "right": VECTOR + 1, "scale": 0.5}

@@ -117,7 +117,9 @@ class Vision(nn.Module):
         self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.positions = nn.Parameter(torch.randn(1, 5, WIDTH))
         layer = nn.TransformerEncoderLayer(WIDTH, 2, 12, 0.1, batch_first=True, norm_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(
+            layer, 2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False
+        )
         self.head = nn.Linear(WIDTH, 3)
 
     def forward(self, x):
@@ -176,7 +178,11 @@ class Recurrent(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.a, self.lstm, self.b = nn.Linear(WIDTH, 7), nn.LSTM(7, 5, batch_first=True), nn.Linear(5, 6)
+        self.a, self.lstm, self.b = (
+            nn.Linear(WIDTH, 7),
+            nn.LSTM(7, 5, batch_first=True),
+            nn.Linear(5, 6),
+        )
         self.c = nn.Linear(6, 2)
 
     def forward(self, x):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import random
 
 import torch
-from checks import difference, outputs
+from checks import difference, outputs, run
+from checks import tensors as tensors_of
 
 SAME = 1e-10
 CHANGED = 1e-6
@@ -27,11 +28,19 @@ def permute(tensors, slots, *, inverse=False):
             )
 
 
+def look(model, example, *, training):
+    """Outputs; without a copy in eval mode, which changes nothing."""
+    if training or model.training:
+        return outputs(model, example, training=training)
+    with torch.no_grad():
+        return [t for t in tensors_of(run(model, example)) if t.is_floating_point()]
+
+
 def gap(model, tensors, slots, example, reference, *, training=False):
     """Change of the outputs when the units of ``slots`` are permuted."""
     permute(tensors, slots)
     try:
-        return difference(reference, outputs(model, example, training=training))
+        return difference(reference, look(model, example, training=training))
     finally:
         permute(tensors, slots, inverse=True)
 
@@ -40,7 +49,8 @@ def complaints(model, groups, example, *, omit=2, redundant=(), training=False):
     """Say what is wrong with ``groups``; ``redundant``: tensors that can't matter."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors |= dict(model.named_buffers(remove_duplicate=False))
-    reference = outputs(model, example, training=training)
+    model.eval()
+    reference = look(model, example, training=training)
     rng = random.Random(0)
     found = []
     for group in groups:

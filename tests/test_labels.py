@@ -26,7 +26,9 @@ def partition(roots):
 @st.composite
 def factorisations(draw):
     """Two shapes of equal size that are refinements of common blocks."""
-    blocks = draw(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3))
+    blocks = draw(
+        st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=3)
+    )
     merged = [math.prod(b) for b in blocks]
     fine = [size for b in blocks for size in b]
     return merged, fine
@@ -153,7 +155,12 @@ def test_contraction_over_a_whole_plane_needs_a_zero():
     book = LabelBook()
     stream, column = book.fresh(3), book.fresh(3)
     axis = ("w", 1)
-    met = book.meet([([plane(stream, 3)], (3,)), ([plane(column, 3, zero=(axis,))], (3,))], 1, HERE, product=True)
+    met = book.meet(
+        [([plane(stream, 3)], (3,)), ([plane(column, 3, zero=(axis,))], (3,))],
+        1,
+        HERE,
+        product=True,
+    )
     assert book.contract(met, [0], HERE) == []
     book.settle()
     assert axis in book.closers

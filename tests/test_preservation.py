@@ -77,7 +77,10 @@ def test_every_group_alone(name):
     for group in inspection.groups:
         grown = rewrite(model, inspection, {group.name: step(group, 1)})
         assert max(errors(model, grown.module, example)) <= EXACT, group.name
-        assert untrained(grown.module, grown.groups, example, late=LATE if name == "tied" else ()) == []
+        assert (
+            untrained(grown.module, grown.groups, example, late=LATE if name == "tied" else ())
+            == []
+        )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -91,12 +94,19 @@ def test_groups_are_what_the_oracle_says(name):
 def test_these_layers_grow(name):
     model, example = build(name)
     inspection = fxgrow.inspect(model, example)
-    growing = {s.tensor.rpartition(".")[0] for g in inspection.groups for s in g.slots if s.role != "consumer"}
+    growing = {
+        s.tensor.rpartition(".")[0]
+        for g in inspection.groups
+        for s in g.slots
+        if s.role != "consumer"
+    }
     growing |= {layer for g in inspection.groups for layer in g.layers}
     assert MUST_GROW[name] <= growing, [(g.name, g.reason) for g in inspection.frozen]
 
 
-@pytest.mark.parametrize("name", ["plain", "residual", "dense", "shared", "flattened", "mlp", "tied"])
+@pytest.mark.parametrize(
+    "name", ["plain", "residual", "dense", "shared", "flattened", "mlp", "tied"]
+)
 def test_emitting_the_users_own_class(name):
     model, example = build(name)
     inspection = fxgrow.inspect(model, example)
@@ -135,12 +145,19 @@ def test_names_dtypes_modes_and_sharing_are_kept(name):
     assert list(old_state) == list(new_state)
     for key, old in old_state.items():
         kept = new_state[key]
-        assert (kept.dtype, kept.device, kept.requires_grad) == (old.dtype, old.device, old.requires_grad)
+        assert (kept.dtype, kept.device, kept.requires_grad) == (
+            old.dtype,
+            old.device,
+            old.requires_grad,
+        )
         assert isinstance(kept, nn.Parameter) == isinstance(old, nn.Parameter)
 
     def sharing(module):
         first: dict[int, str] = {}
-        return {k: first.setdefault(id(p), k) for k, p in module.named_parameters(remove_duplicate=False)}
+        return {
+            k: first.setdefault(id(p), k)
+            for k, p in module.named_parameters(remove_duplicate=False)
+        }
 
     assert sharing(new) == sharing(model)
     assert {k: m.training for k, m in new.named_modules() if k} == {
@@ -148,7 +165,9 @@ def test_names_dtypes_modes_and_sharing_are_kept(name):
     }
 
 
-@pytest.mark.parametrize("name", ["residual", "auxiliary", "packed", "vision", "shuffle", "decoder", "norms"])
+@pytest.mark.parametrize(
+    "name", ["residual", "auxiliary", "packed", "vision", "shuffle", "decoder", "norms"]
+)
 def test_other_batch_sizes(name):
     model, example = build(name)
     inspection = fxgrow.inspect(model, example)

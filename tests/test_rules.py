@@ -125,8 +125,9 @@ IMAGE = {
     "softmax space": lambda x: torch.softmax(x.flatten(2), -1).view_as(x),
     "instance_norm": lambda x: F.instance_norm(x),
     "normalize space": lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1),
-    "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2).softmax(1))[..., None]
-    .mean(2, keepdim=True),
+    "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2).softmax(1))[
+        ..., None
+    ].mean(2, keepdim=True),
     "einsum": lambda x: torch.einsum("bchw,bcvw->bchv", x, x.relu()),
     "inplace write": lambda x: x.clone().mul_(2).add_(1),
 }
@@ -209,7 +210,9 @@ TOKENS = {
         lambda m, x: m(x, x, x)[0],
     ),
     "attention other widths": (
-        lambda: nn.MultiheadAttention(WIDTH, 2, kdim=WIDTH, vdim=WIDTH, batch_first=True, bias=False),
+        lambda: nn.MultiheadAttention(
+            WIDTH, 2, kdim=WIDTH, vdim=WIDTH, batch_first=True, bias=False
+        ),
         lambda m, x: m(x, x.relu(), x)[0],
     ),
     "encoder post": (
@@ -217,7 +220,9 @@ TOKENS = {
         lambda m, x: m(x),
     ),
     "encoder pre": (
-        lambda: nn.TransformerEncoderLayer(WIDTH, 2, 12, activation="gelu", batch_first=True, norm_first=True),
+        lambda: nn.TransformerEncoderLayer(
+            WIDTH, 2, 12, activation="gelu", batch_first=True, norm_first=True
+        ),
         lambda m, x: m(x),
     ),
     "decoder": (
@@ -226,9 +231,13 @@ TOKENS = {
     ),
     "sdpa": (
         lambda: nn.Linear(WIDTH, 3 * WIDTH),
-        lambda m, x: F.scaled_dot_product_attention(
-            *m(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4), is_causal=True
-        ).transpose(1, 2).flatten(2),
+        lambda m, x: (
+            F.scaled_dot_product_attention(
+                *m(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4), is_causal=True
+            )
+            .transpose(1, 2)
+            .flatten(2)
+        ),
     ),
 }
 # Where means are taken out, or a softmax over the positions follows, biases do not matter.
