@@ -270,7 +270,8 @@ class Frozen(nn.Module):
 
 def plain():
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 7),
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.PReLU(4), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(36, 7),
         nn.Dropout(0.4), nn.GELU(), nn.Linear(7, 3),
     )  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_unknown_group_suggests_near_names():
 def test_frozen_group_says_why():
     frozen = fxgrow.inspect(mlp(), VECTOR).frozen
     output = next(g for g in frozen if g.reason.code == "output")
-    with pytest.raises(InputError, match="can't grow: .*outputs"):
+    with pytest.raises(InputError, match=r"can't grow: .*outputs"):
         fxgrow.widen(mlp(), VECTOR, {output.name: 1})
 
 
@@ -210,7 +210,7 @@ def test_plans_never_exceed_budgets(unit, distributor, budget):
         )
     except BudgetError:
         cheapest = min(fxgrow.inspect(model, VECTOR).groups, key=lambda g: g.params_per_unit)
-        assert unit == "params" and budget < cheapest.params_per_unit or unit == "flops"
+        assert (unit == "params" and budget < cheapest.params_per_unit) or unit == "flops"
         return
     assert plan.spent <= budget
     price = getattr(inspection.costs, unit)
