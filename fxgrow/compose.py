@@ -94,14 +94,62 @@ def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal
 
 
 def _additive(query: Any, mask: Any) -> Any:
-    return F._canonical_mask(
-        mask=mask,
-        mask_name="mask",
-        other_type=None,
-        other_name="",
-        target_type=query.dtype,
-        check_other=False,
+    """Turn a boolean mask into one that is added to the scores; keep others."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(mask, float("-inf"))
+
+
+def multihead_forward(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    key_padding_mask: Any = None,
+    need_weights: bool = True,
+    attn_mask: Any = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[Any, Any]:
+    """Forward of ``torch.nn.MultiheadAttention`` without its checks and fast paths.
+
+    Raises
+    ------
+    NotImplementedError
+        For inputs without a batch dimension.
+    """
+    if query.dim() != 3:
+        raise NotImplementedError("attention without a batch dimension")
+    flip = module.batch_first
+    query, key, value = (x.transpose(0, 1) if flip else x for x in (query, key, value))
+    separate = not module._qkv_same_embed_dim
+    mixed, weights = attention_forward(
+        query,
+        key,
+        value,
+        module.embed_dim,
+        module.num_heads,
+        None if separate else module.in_proj_weight,
+        module.in_proj_bias,
+        module.bias_k,
+        module.bias_v,
+        module.add_zero_attn,
+        module.dropout,
+        module.out_proj.weight,
+        module.out_proj.bias,
+        training=module.training,
+        key_padding_mask=key_padding_mask,
+        need_weights=need_weights,
+        attn_mask=attn_mask,
+        use_separate_proj_weight=separate,
+        q_proj_weight=module.q_proj_weight if separate else None,
+        k_proj_weight=module.k_proj_weight if separate else None,
+        v_proj_weight=module.v_proj_weight if separate else None,
+        average_attn_weights=average_attn_weights,
+        is_causal=is_causal,
     )
+    return (mixed.transpose(0, 1) if flip else mixed), weights
 
 
-DECOMPOSITIONS = {F.multi_head_attention_forward: attention_forward}
+DECOMPOSITIONS: dict[Any, Any] = {F.multi_head_attention_forward: attention_forward}
+MODULE_DECOMPOSITIONS: dict[type, Any] = {torch.nn.MultiheadAttention: multihead_forward}

@@ -135,16 +135,49 @@ def _permutation(before: Noted, after: Noted) -> tuple[int, np.ndarray] | None:
     return (dims[0], order) if np.array_equal(old[order], new) else None
 
 
-def widened_order(order: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """Order after growth: every position followed by its clones, old order otherwise.
+def widened_order(order: np.ndarray, gains: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Order after growth: every run of one unit followed by its clones, old order otherwise.
+
+    Parameters
+    ----------
+    order : numpy.ndarray, shape ``(positions,)``
+        ``output[i] = input[order[i]]`` before growth.
+    gains : numpy.ndarray, shape ``(positions,)``
+        Clones of every input position.
+    units : numpy.ndarray, shape ``(positions,)``
+        The unit of every input position; positions of one unit side by side are cloned
+        as a block.
 
     Examples
     --------
-    >>> widened_order(np.array([1, 0]), np.array([0, 2])).tolist()
+    >>> widened_order(np.array([1, 0]), np.array([0, 2]), np.array([5, 6])).tolist()
     [1, 2, 3, 0]
+    >>> units = np.array([5, 5, 6, 6])
+    >>> widened_order(np.array([0, 2, 1, 3]), np.array([0, 0, 1, 1]), units).tolist()
+    [0, 2, 4, 1, 3, 5]
     """
-    starts = np.arange(len(gains)) + np.cumsum(gains) - gains
-    return np.concatenate([np.arange(starts[i], starts[i] + 1 + gains[i]) for i in order])
+    places: dict[int, list[int]] = {}  # input position → new positions of it and its clones
+    start = 0
+    for run in _runs_of(np.arange(len(units)), units):
+        copies = 1 + int(gains[run[0]])
+        for offset, position in enumerate(run):
+            places[position] = [start + offset + clone * len(run) for clone in range(copies)]
+        start += copies * len(run)
+    return np.array(
+        [
+            places[position][clone]
+            for run in _runs_of(order, units)
+            for clone in range(1 + int(gains[run[0]]))
+            for position in run
+        ],
+        dtype=np.int64,
+    )
+
+
+def _runs_of(positions: np.ndarray, units: np.ndarray) -> list[list[int]]:
+    """Split positions where the unit changes."""
+    cuts = np.flatnonzero(np.diff(units[positions])) + 1
+    return [run.tolist() for run in np.split(positions, cuts)]
 
 
 def make_explicit(
@@ -165,7 +198,8 @@ def make_explicit(
         if shuffle.last not in nodes or not gains.any():
             continue
         last = nodes[shuffle.last]
-        name = _add_order(root, widened_order(shuffle.order, gains))
+        units = sizes.book.find(planes[shuffle.source].planes[0].labels).reshape(-1)
+        name = _add_order(root, widened_order(shuffle.order, gains, units))
         # Earlier replacements may have changed what the copy reads.
         source = nodes[shuffle.nodes[0]].args[0]
         with last.graph.inserting_before(last):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from .compose import DECOMPOSITIONS
+from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 
 if TYPE_CHECKING:
@@ -108,6 +108,12 @@ class Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         scope, stack = copy.copy(self.scope), self.module_stack.copy()
         last = next(reversed(self.graph.nodes), None)
+        try:
+            body = MODULE_DECOMPOSITIONS.get(type(m))
+            if body is not None:
+                return body(m, *args, **kwargs)
+        except _REFUSALS:
+            self._forget_after(last)
         try:
             return super().call_module(m, forward, args, kwargs)
         except _REFUSALS:
