@@ -137,9 +137,20 @@ class RandomNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-KINDS = (
-    "conv residual concat twice gate depthwise grouped groupnorm excite shuffle layernorm up"
-).split()
+KINDS = [
+    "conv",
+    "residual",
+    "concat",
+    "twice",
+    "gate",
+    "depthwise",
+    "grouped",
+    "groupnorm",
+    "excite",
+    "shuffle",
+    "layernorm",
+    "up",
+]
 RECIPES = st.builds(
     Recipe,
     width=st.integers(2, 6),
