@@ -21,11 +21,11 @@ PAGE = """# Coverage
 Written by `benchmarks/zoo.py` ({versions}); do not edit.
 
 Every model gets random weights and runs in float64 on a batch of two small images. It is
-inspected, then all groups at once grow by 8 units (or the next step they allow), then {singles}.
-Outputs before and after are compared in eval and in train mode (dropout off); errors are the
-largest difference relative to the largest output. "Trained": every new parameter has a
-gradient where it should, and moves. "Coverage": share of the parameters that lie in a
-growable group.
+inspected, then all groups at once grow by 8 units (or the next step they allow), then
+{singles}. Outputs before and after are compared in eval and in train mode (dropout off).
+Errors are the largest difference, relative to the largest output. "Trained": every new
+parameter has a gradient where it should, and moves. "Coverage": share of the parameters that
+lie in a growable group.
 
 {verdict}
 

@@ -76,12 +76,20 @@ def check_model(name, *, singles=None, train=True, built=None):
         inspection = fxgrow.inspect(model, example)
         _describe(outcome, inspection)
         before = [outputs(model, example, training=mode) for mode in (False, True)]
+        if not all(telling(out) for mode in before for out in mode):
+            outcome.wrong.append("outputs are not finite, or the same for all inputs: no test")
         _together(outcome, model, inspection, example, before, train=train)
         _alone(outcome, model, inspection, example, before, singles)
     except FxgrowError as error:
         outcome.wrong.append(f"{type(error).__name__}: {error}")
     outcome.seconds = round(time.perf_counter() - start, 1)
     return outcome
+
+
+def telling(out):
+    """Whether outputs of two different samples are finite and differ well."""
+    spread = (out[0] - out[1]).abs().max()
+    return bool(out.isfinite().all()) and bool(spread > 1e-6 * out.abs().max())
 
 
 def _describe(outcome, inspection):
