@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -24,6 +25,51 @@ class Recipe:
     head: str
     seed: int
     groups: list[str] = field(default_factory=list)
+
+
+def _conv(width: int, size: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU())
+
+
+def _residual(w: int, s: int) -> nn.Module:
+    inner = nn.Conv2d(w, s, 1, bias=False)
+    return nn.Sequential(inner, nn.BatchNorm2d(s), nn.GELU(), nn.Conv2d(s, w, 3, padding=1))
+
+
+def _depthwise(w: int, s: int) -> nn.Module:
+    conv = nn.Conv2d(w, 2 * w, 3, padding=1, groups=w)
+    return nn.Sequential(conv, nn.BatchNorm2d(2 * w), nn.SiLU())
+
+
+def _grouped(w: int, s: int) -> nn.Module:
+    conv = nn.Conv2d(4 * s, 2 * s, 3, padding=1, groups=2)
+    return nn.Sequential(nn.Conv2d(w, 4 * s, 1), nn.ReLU(), conv)
+
+
+def _groupnorm(w: int, s: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(w, 2 * s, 1), nn.GroupNorm(2, 2 * s), nn.ReLU())
+
+
+def _excite(w: int, s: int) -> nn.Module:
+    squeeze = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(w, s, 1), nn.ReLU()]
+    return nn.Sequential(*squeeze, nn.Conv2d(s, w, 1), nn.Sigmoid())
+
+
+# Kind of block → (input width, size) → (its module, output width).
+BUILDERS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
+    "conv": lambda w, s: (_conv(w, s), s),
+    "residual": lambda w, s: (_residual(w, s), w),
+    "concat": lambda w, s: (nn.Conv2d(w, s, 3, padding=1), w + s),
+    "twice": lambda w, s: (nn.Sequential(nn.Conv2d(w, w, 1), nn.Tanh()), w),
+    "gate": lambda w, s: (nn.Conv2d(w, 2 * s, 1), s),
+    "depthwise": lambda w, s: (_depthwise(w, s), 2 * w),
+    "grouped": lambda w, s: (_grouped(w, s), 2 * s),
+    "groupnorm": lambda w, s: (_groupnorm(w, s), 2 * s),
+    "excite": lambda w, s: (_excite(w, s), w),
+    "shuffle": lambda w, s: (nn.Conv2d(w, 2 * s, 1), 2 * s),
+    "layernorm": lambda w, s: (nn.LayerNorm(w), w),
+    "up": lambda w, s: (nn.ConvTranspose2d(w, s, 3, padding=1), s),
+}
 
 
 class RandomNet(nn.Module):
@@ -50,58 +96,7 @@ class RandomNet(nn.Module):
             self.head = nn.Linear(width, 3)
 
     def _add(self, name: str, kind: str, width: int, size: int) -> int:
-        layers, out = self.layers, width
-        if kind == "conv":
-            out = size
-            layers[name] = nn.Sequential(
-                nn.Conv2d(width, size, 3, padding=1), nn.BatchNorm2d(size), nn.ReLU()
-            )
-        elif kind == "residual":
-            layers[name] = nn.Sequential(
-                nn.Conv2d(width, size, 1, bias=False),
-                nn.BatchNorm2d(size),
-                nn.GELU(),
-                nn.Conv2d(size, width, 3, padding=1),
-            )
-        elif kind == "concat":
-            layers[name] = nn.Conv2d(width, size, 3, padding=1)
-            out = width + size
-        elif kind == "twice":  # one module, called twice
-            layers[name] = nn.Sequential(nn.Conv2d(width, width, 1), nn.Tanh())
-        elif kind == "gate":
-            layers[name] = nn.Conv2d(width, 2 * size, 1)
-            out = size
-        elif kind == "depthwise":
-            out = 2 * width
-            layers[name] = nn.Sequential(
-                nn.Conv2d(width, out, 3, padding=1, groups=width), nn.BatchNorm2d(out), nn.SiLU()
-            )
-        elif kind == "grouped":
-            out = 2 * size
-            layers[name] = nn.Sequential(
-                nn.Conv2d(width, 4 * size, 1),
-                nn.ReLU(),
-                nn.Conv2d(4 * size, out, 3, padding=1, groups=2),
-            )
-        elif kind == "groupnorm":
-            out = 2 * size
-            layers[name] = nn.Sequential(nn.Conv2d(width, out, 1), nn.GroupNorm(2, out), nn.ReLU())
-        elif kind == "excite":
-            layers[name] = nn.Sequential(
-                nn.AdaptiveAvgPool2d(1),
-                nn.Conv2d(width, size, 1),
-                nn.ReLU(),
-                nn.Conv2d(size, width, 1),
-                nn.Sigmoid(),
-            )
-        elif kind == "shuffle":
-            out = 2 * size
-            layers[name] = nn.Conv2d(width, out, 1)
-        elif kind == "layernorm":
-            layers[name] = nn.LayerNorm(width)
-        elif kind == "up":
-            layers[name] = nn.ConvTranspose2d(width, size, 3, padding=1)
-            out = size
+        self.layers[name], out = BUILDERS[kind](width, size)
         return out
 
     def _block(self, kind: str, layer: nn.Module, x: Tensor) -> Tensor:
@@ -137,20 +132,7 @@ class RandomNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-KINDS = [
-    "conv",
-    "residual",
-    "concat",
-    "twice",
-    "gate",
-    "depthwise",
-    "grouped",
-    "groupnorm",
-    "excite",
-    "shuffle",
-    "layernorm",
-    "up",
-]
+KINDS = sorted(BUILDERS)
 RECIPES = st.builds(
     Recipe,
     width=st.integers(2, 6),
