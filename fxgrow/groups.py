@@ -161,17 +161,25 @@ def group_units(analysis: Analysis) -> Grouping:
     rank = groups * (int(census.roots.max()) + 1) + census.roots
     members: dict[int, list[Slot]] = defaultdict(list)
     reasons: dict[int, int] = {}
+    shared: dict[tuple[bytes, bytes], list[tuple[int, np.ndarray]]] = {}
     for (name, dim), start, size in zip(census.axes, census.starts, census.sizes, strict=True):
         own = groups[start : start + size]
         order = np.argsort(rank[start : start + size], kind="stable")
         own = own[order]
-        cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
         role = _role(analysis, (name, dim))
-        for positions in np.split(order, cuts) if len(cuts) else [order]:
-            first = start + positions[0]
-            key = int(groups[first])
-            members[key].append(Slot(name, dim, role, positions.reshape(widths[key], -1)))
-            reasons[key] = int(census.frozen_by[census.roots[first]])
+        # A norm's tensors and the weight that reads them share their positions.
+        alike = (order.tobytes(), own.tobytes())
+        if alike not in shared:
+            cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
+            pieces = np.split(order, cuts) if len(cuts) else [order]
+            keys = [int(groups[start + positions[0]]) for positions in pieces]
+            shared[alike] = [
+                (key, positions.reshape(widths[key], -1))
+                for key, positions in zip(keys, pieces, strict=True)
+            ]
+        for key, positions in shared[alike]:
+            members[key].append(Slot(name, dim, role, positions))
+            reasons[key] = int(census.frozen_by[census.roots[start + positions.flat[0]]])
     copied = {int(groups[label]) for label in mixed}
     return _finish(analysis, census, members, reasons, copied)
 

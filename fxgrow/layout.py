@@ -46,8 +46,7 @@ class _Block(NamedTuple):
     first: int
     last: int
     added: int
-    owner: int  # index of the group
-    slot: int
+    owner: int  # which of the slots on this axis
     unit: int
 
 
@@ -77,48 +76,93 @@ def lay_out(
     """
     growing = [g for g in groups if additions.get(g.name, 0) > 0]
     gain = np.zeros(book.size, dtype=np.int64)
-    blocks: dict[Axis, list[_Block]] = defaultdict(list)
+    starts = book.size + np.cumsum([0, *(additions[g.name] for g in growing)])
+    entries: dict[Axis, list[tuple[int, int]]] = defaultdict(list)
     for owner, group in enumerate(growing):
-        copies = group.recipe == "copies"
-        added = additions[group.name] // (group.width if copies else 1)
         for index, slot in enumerate(group.slots):
-            axis = (slot.tensor, slot.dim)
-            for unit in range(group.width) if copies else (group.width - 1,):
-                template = np.sort(slot.positions[unit])
-                gain[axes[axis][template]] = added
-                for run in _runs(template):
-                    blocks[axis].append(
-                        _Block(int(run[0]), int(run[-1]), added, owner, index, unit)
-                    )
-    sources: dict[Axis, np.ndarray] = {}
-    fresh: dict[tuple[int, int, int], list[np.ndarray]] = defaultdict(list)
-    for axis, own in blocks.items():
-        sources[axis] = _insert(len(axes[axis]), sorted(own), fresh)
-    slots: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
-    for (owner, index, _), parts in sorted(fresh.items()):
-        slots[owner, index].append(np.concatenate(parts, axis=1))
+            entries[slot.tensor, slot.dim].append((owner, index))
+    placed: dict[Axis, _Placed] = {}
+    known: dict[tuple[int, ...], _Placed] = {}
+    for axis, own in entries.items():
+        positions = [growing[owner].slots[index].positions for owner, index in own]
+        # Axes that share their positions (a norm's tensors) are laid out once.
+        key = (len(axes[axis]), *(owner for owner, _ in own), *map(id, positions))
+        if key not in known:
+            takers = [(growing[owner], additions[growing[owner].name]) for owner, _ in own]
+            known[key] = _place(len(axes[axis]), takers, positions)
+        placed[axis] = known[key]
+        gain[axes[axis][known[key].templates]] = known[key].added
     maps: dict[str, dict[int, AxisMap]] = defaultdict(dict)
-    for (tensor, dim), source in sources.items():
-        maps[tensor][dim] = AxisMap(
-            len(source), _old_positions(len(axes[tensor, dim]), blocks[tensor, dim])
+    slots: dict[tuple[int, int], GrownSlot] = {}
+    for (tensor, dim), place in placed.items():
+        maps[tensor][dim] = place.axis
+        for (owner, index), old, new in zip(
+            entries[tensor, dim], place.old, place.new, strict=True
+        ):
+            slots[owner, index] = GrownSlot(tensor, dim, growing[owner].slots[index].role, old, new)
+    grown = tuple(
+        GrownGroup(
+            group.name,
+            group.width,
+            additions[group.name],
+            tuple(slots[owner, index] for index in range(len(group.slots))),
+            group.recipe,
         )
-    index_map = IndexMap(maps)
-    grown = []
-    for owner, group in enumerate(growing):
-        own_slots = tuple(
-            GrownSlot(
-                s.tensor,
-                s.dim,
-                s.role,
-                maps[s.tensor][s.dim].old[s.positions],
-                np.concatenate(slots[owner, i]),
-            )
-            for i, s in enumerate(group.slots)
-        )
-        grown.append(
-            GrownGroup(group.name, group.width, additions[group.name], own_slots, group.recipe)
-        )
-    return Layout(index_map, tuple(grown), sources, gain, _units(book, axes, sources, grown))
+        for owner, group in enumerate(growing)
+    )
+    units = {}
+    for axis, labels in axes.items():
+        units[axis] = book.find(labels)
+        if axis in placed:
+            units[axis] = units[axis][placed[axis].source]
+            for (owner, _), new in zip(entries[axis], placed[axis].new, strict=True):
+                units[axis][new] = starts[owner] + np.arange(len(new))[:, None]
+    sources = {axis: place.source for axis, place in placed.items()}
+    return Layout(IndexMap(maps), grown, sources, gain, units)
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    """One axis laid out; ``old`` and ``new`` hold a slot's positions each."""
+
+    source: np.ndarray
+    axis: AxisMap
+    old: list[np.ndarray]
+    new: list[np.ndarray]
+    templates: np.ndarray
+    added: np.ndarray
+
+
+def _place(
+    size: int, takers: Sequence[tuple[Group, int]], positions: Sequence[np.ndarray]
+) -> _Placed:
+    """Insert the clones of all groups that share an axis."""
+    blocks: list[_Block] = []
+    templates, added = [], []
+    for number, ((group, count), own) in enumerate(zip(takers, positions, strict=True)):
+        copies = group.recipe == "copies"
+        per_unit = count // (group.width if copies else 1)
+        for unit in range(group.width) if copies else (group.width - 1,):
+            template = np.sort(own[unit])
+            templates.append(template)
+            added.append(np.full(len(template), per_unit))
+            blocks += [
+                _Block(int(run[0]), int(run[-1]), per_unit, number, unit) for run in _runs(template)
+            ]
+    fresh: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
+    source = _insert(size, sorted(blocks), fresh)
+    old = _old_positions(size, blocks)
+    new: list[list[np.ndarray]] = [[] for _ in positions]
+    for (number, _), parts in sorted(fresh.items()):
+        new[number].append(np.concatenate(parts, axis=1))
+    return _Placed(
+        source,
+        AxisMap(len(source), old),
+        [old[own] for own in positions],
+        [np.concatenate(parts) for parts in new],
+        np.concatenate(templates),
+        np.concatenate(added),
+    )
 
 
 def _runs(positions: np.ndarray) -> list[np.ndarray]:
@@ -129,7 +173,7 @@ def _runs(positions: np.ndarray) -> list[np.ndarray]:
 
 
 def _insert(
-    size: int, blocks: list[_Block], fresh: dict[tuple[int, int, int], list[np.ndarray]]
+    size: int, blocks: list[_Block], fresh: dict[tuple[int, int], list[np.ndarray]]
 ) -> np.ndarray:
     parts, start, shift = [], 0, 0
     for block in blocks:
@@ -138,7 +182,7 @@ def _insert(
         parts.append(np.tile(np.arange(block.first, block.last + 1), block.added))
         begin = block.last + 1 + shift
         new = np.arange(begin, begin + length * block.added).reshape(block.added, length)
-        fresh[block.owner, block.slot, block.unit].append(new)
+        fresh[block.owner, block.unit].append(new)
         start, shift = block.last + 1, shift + length * block.added
     parts.append(np.arange(start, size))
     return np.concatenate(parts)
@@ -149,22 +193,3 @@ def _old_positions(size: int, blocks: list[_Block]) -> np.ndarray:
     for block in blocks:
         shift[block.last + 1] += (block.last - block.first + 1) * block.added
     return np.arange(size, dtype=np.int64) + np.cumsum(shift)[:size]
-
-
-def _units(
-    book: LabelBook,
-    axes: Mapping[Axis, Labels],
-    sources: Mapping[Axis, np.ndarray],
-    grown: Sequence[GrownGroup],
-) -> dict[Axis, np.ndarray]:
-    """Identity of the unit at every new position: a root, or a number for a new unit."""
-    units = {}
-    for axis, labels in axes.items():
-        roots = book.find(labels)
-        units[axis] = roots[sources[axis]] if axis in sources else roots
-    start = book.size
-    for group in grown:
-        for slot in group.slots:
-            units[slot.tensor, slot.dim][slot.new] = start + np.arange(group.added)[:, None]
-        start += group.added
-    return units
