@@ -1,6 +1,6 @@
 """Which models of torchvision grow, and how well: one process a model, resumable.
 
-Results lie in ``zoo-out/NAME.json``; models that have one are not run again. The page
+Results lie in ``zoo-out/NAME.json``; models that have a good one are not run again. The page
 ``docs/coverage.md`` is written from all of them at the end.
 """
 
@@ -74,13 +74,18 @@ def measure(name, options):
     }
 
 
+def is_right(result):
+    """Whether a model was checked to the end, with nothing wrong."""
+    return "failed" not in result and not result["wrong"]
+
+
 def run_all(names, options):
     """Check what has no result yet, and keep every result at once."""
     options.out.mkdir(parents=True, exist_ok=True)
 
     def one(name):
         path = options.out / f"{name}.json"
-        if path.exists() and "failed" not in json.loads(path.read_text(encoding="utf-8")):
+        if path.exists() and is_right(json.loads(path.read_text(encoding="utf-8"))):
             return
         result = measure(name, options)
         part = path.with_suffix(".part")
@@ -191,7 +196,7 @@ def main():
     missing = [n for n in absent if n not in too_large]
     options.page.parent.mkdir(parents=True, exist_ok=True)
     options.page.write_text(page(found, missing, too_large, options), encoding="utf-8")
-    return 1 if any(r.get("wrong") or "failed" in r for r in found) else 0
+    return 0 if all(map(is_right, found)) else 1
 
 
 if __name__ == "__main__":
