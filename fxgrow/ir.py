@@ -7,7 +7,7 @@ The dataclasses of the first two stages live beside their code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -211,8 +211,7 @@ class IndexMap:
         return tuple(grid)
 
 
-@dataclass(frozen=True, eq=False)
-class GrownSlot:
+class GrownSlot(NamedTuple):
     """A :class:`Slot` after growth: positions along ``dim`` of the *new* tensor.
 
     ``old`` has shape ``(width, slices)``, ``new`` has shape ``(added, slices)``.

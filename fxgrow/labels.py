@@ -14,6 +14,7 @@ channel?) is written down as an event and decided in :meth:`LabelBook.settle`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -39,7 +40,12 @@ class Plane(NamedTuple):
     @property
     def dims(self) -> tuple[int, ...]:
         """Dimensions along which the plane varies."""
-        return tuple(d for d, size in enumerate(self.labels.shape) if size > 1)
+        return _varying(self.labels.shape)
+
+
+@lru_cache(maxsize=4096)
+def _varying(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(d for d, size in enumerate(shape) if size > 1)
 
 
 class Where(NamedTuple):
@@ -126,9 +132,9 @@ class LabelBook:
         parent = self.parent
         root = parent[labels]
         above = parent[root]
-        if np.array_equal(above, root):
+        if (above == root).all():
             return root
-        while not np.array_equal(above, root):
+        while not (above == root).all():
             root, above = above, parent[above]
         parent[labels] = root
         return root
@@ -176,6 +182,9 @@ class LabelBook:
         """
         if len(operands) == 1:
             return [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
+        alike = self._meet_alike(operands, ndim, where, product=product)
+        if alike is not None:
+            return [alike]
         result: list[Plane] = []
         covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
         for i, (planes, _) in enumerate(operands):
@@ -193,6 +202,24 @@ class LabelBook:
                     self.unlabelled.append(Unlabelled(lifted.labels, bare, where))
                 self._join(result, known, lifted, where)
         return result
+
+    def _meet_alike(
+        self,
+        operands: Sequence[tuple[Sequence[Plane], Sequence[int]]],
+        ndim: int,
+        where: Where,
+        *,
+        product: bool,
+    ) -> Plane | None:
+        """Unite in one go where every operand has one plane, all over the same dimensions."""
+        if any(len(planes) != 1 for planes, _ in operands):
+            return None
+        head, *rest = (_lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
+        if not head.dims or any(p.labels.shape != head.labels.shape for p in rest):
+            return None
+        self.unite(head.labels, np.stack([p.labels for p in rest]))
+        self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
+        return Plane(head.labels, sum((p.zero for p in rest), head.zero))
 
     @staticmethod
     def _covered(

@@ -88,7 +88,10 @@ def lay_out(
         # Axes that share their positions (a norm's tensors) are laid out once.
         key = (len(axes[axis]), *(owner for owner, _ in own), *map(id, positions))
         if key not in known:
-            takers = [(growing[owner], additions[growing[owner].name]) for owner, _ in own]
+            takers = [
+                _Taker(growing[owner], additions[growing[owner].name], int(starts[owner]))
+                for owner, _ in own
+            ]
             known[key] = _place(len(axes[axis]), takers, positions)
         placed[axis] = known[key]
         gain[axes[axis][known[key].templates]] = known[key].added
@@ -110,20 +113,32 @@ def lay_out(
         )
         for owner, group in enumerate(growing)
     )
+    roots = book.find(np.arange(book.size))
     units = {}
     for axis, labels in axes.items():
-        units[axis] = book.find(labels)
+        own = roots[labels]
         if axis in placed:
-            units[axis] = units[axis][placed[axis].source]
-            for (owner, _), new in zip(entries[axis], placed[axis].new, strict=True):
-                units[axis][new] = starts[owner] + np.arange(len(new))[:, None]
+            own = own[placed[axis].source]
+            own[placed[axis].fresh] = placed[axis].fresh_units
+        units[axis] = own
     sources = {axis: place.source for axis, place in placed.items()}
     return Layout(IndexMap(maps), grown, sources, gain, units)
 
 
+class _Taker(NamedTuple):
+    """A group that grows along an axis: ``count`` new units, numbered from ``first``."""
+
+    group: Group
+    count: int
+    first: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Placed:
-    """One axis laid out; ``old`` and ``new`` hold a slot's positions each."""
+    """One axis laid out; ``old`` and ``new`` hold a slot's positions each.
+
+    ``fresh`` are all new positions, ``fresh_units`` the units that they belong to.
+    """
 
     source: np.ndarray
     axis: AxisMap
@@ -131,15 +146,15 @@ class _Placed:
     new: list[np.ndarray]
     templates: np.ndarray
     added: np.ndarray
+    fresh: np.ndarray
+    fresh_units: np.ndarray
 
 
-def _place(
-    size: int, takers: Sequence[tuple[Group, int]], positions: Sequence[np.ndarray]
-) -> _Placed:
+def _place(size: int, takers: Sequence[_Taker], positions: Sequence[np.ndarray]) -> _Placed:
     """Insert the clones of all groups that share an axis."""
     blocks: list[_Block] = []
     templates, added = [], []
-    for number, ((group, count), own) in enumerate(zip(takers, positions, strict=True)):
+    for number, ((group, count, _), own) in enumerate(zip(takers, positions, strict=True)):
         copies = group.recipe == "copies"
         per_unit = count // (group.width if copies else 1)
         for unit in range(group.width) if copies else (group.width - 1,):
@@ -155,13 +170,21 @@ def _place(
     new: list[list[np.ndarray]] = [[] for _ in positions]
     for (number, _), parts in sorted(fresh.items()):
         new[number].append(np.concatenate(parts, axis=1))
+    joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in new]
     return _Placed(
         source,
         AxisMap(len(source), old),
         [old[own] for own in positions],
-        [np.concatenate(parts) for parts in new],
+        joined,
         np.concatenate(templates),
         np.concatenate(added),
+        np.concatenate([rows.reshape(-1) for rows in joined]),
+        np.concatenate(
+            [
+                np.repeat(np.arange(taker.first, taker.first + len(rows)), rows.shape[1])
+                for taker, rows in zip(takers, joined, strict=True)
+            ]
+        ),
     )
 
 

@@ -7,7 +7,7 @@ A table says which arguments of which operation are sizes of which dimensions.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,28 +29,42 @@ class Sizes:
 
     book: LabelBook
     gain: np.ndarray
+    _known: dict[int, tuple[Labels, dict[int, np.ndarray]]] = field(default_factory=dict)
+
+    def _lines(self, labels: Labels) -> dict[int, np.ndarray]:
+        """Clones of every position along each dimension that grows (none: empty).
+
+        Kept by the identity of ``labels``: pointwise operations hand them on.
+        """
+        known = self._known.get(id(labels))
+        if known is None:
+            gain = self.gain[labels]
+            lines = {}
+            if gain.any():
+                for dim in self.book.varying(labels):
+                    rest = tuple(d for d in range(gain.ndim) if d != dim)
+                    lines[dim] = np.asarray(gain.max(axis=rest))
+            known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken
+        return known[1]
+
+    def touches(self, noted: Noted) -> bool:
+        """Whether any of a value's dimensions grows."""
+        return any(self._lines(plane.labels) for plane in noted.planes)
 
     def shape(self, noted: Noted) -> tuple[int, ...]:
         """Shape that a value has after growth."""
         result = list(noted.shape)
         for plane in noted.planes:
-            if not self.gain[plane.labels].any():
-                continue
-            for dim in self.book.varying(plane.labels):
-                size = noted.shape[dim] + int(self._line(plane.labels, dim).sum())
-                result[dim] = max(result[dim], size)
+            for dim, line in self._lines(plane.labels).items():
+                result[dim] = max(result[dim], noted.shape[dim] + int(line.sum()))
         return tuple(result)
-
-    def _line(self, labels: Labels, dim: int) -> np.ndarray:
-        """Clones of every position along ``dim``."""
-        gain = self.gain[labels]
-        return np.asarray(gain.max(axis=tuple(d for d in range(gain.ndim) if d != dim)))
 
     def gains(self, noted: Noted, dim: int) -> np.ndarray:
         """Clones of every position along ``dim``, shape ``(size,)``; zeros if none."""
         for plane in noted.planes:
-            if dim in self.book.varying(plane.labels) and self.gain[plane.labels].any():
-                return self._line(plane.labels, dim)
+            lines = self._lines(plane.labels)
+            if dim in lines:
+                return lines[dim]
         return np.zeros(noted.shape[dim], dtype=np.int64)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from .ir import AxisMap, GrownSlot
     from .layout import Layout
 
-_MOST_BLOCKS = 256
+_MOST_BLOCKS = 6  # copying more of them takes longer than one index
+_MEANS = frozenset({"norm", "per_unit"})  # roles whose new entries are means of old ones
 
 
 def new_tensors(
@@ -51,21 +52,68 @@ def new_tensors(
     for group in layout.groups:
         for slot in group.slots:
             slots[slot.tensor].append((slot, group.recipe))
+    shapes = {name: _new_shape(old[name], axes) for name, axes in layout.index_map.axes.items()}
     result: dict[str, torch.Tensor] = {}
-    for name, axes in layout.index_map.axes.items():
-        copies = any(recipe == "copies" for _, recipe in slots[name])
-        spread = None if copies else _by_runs(old[name].detach(), axes)
-        result[name] = _by_index(old[name].detach(), layout, name) if spread is None else spread
-    for name, own in slots.items():
-        # Zero columns last: they win where new rows and new columns cross.
-        for (dim, role), fresh in sorted(
-            _merged(own).items(), key=lambda item: item[0][1] == "consumer"
-        ):
-            _fill(result, name, dim, role, fresh, generator)
-        for slot, recipe in own:
-            if recipe == "copies" and slot.role == "consumer":
-                _share(result, slot, generator)
+    for names in _bundles(layout, old, slots):
+        own = slots[names[0]]
+        if len(names) == 1:
+            tensor = old[names[0]].detach()
+            result[names[0]] = _filled(tensor, layout, names[0], own, shapes, generator)
+            continue
+        # Alike in all but their values (a norm's four vectors): filled as one.
+        stack = torch.stack([old[name].detach() for name in names], dim=1)
+        filled = _filled(stack, layout, names[0], own, shapes, generator)
+        for name, tensor in zip(names, filled.unbind(1), strict=True):
+            result[name] = tensor.contiguous()
     return result
+
+
+def _bundles(
+    layout: Layout,
+    old: Mapping[str, torch.Tensor],
+    slots: Mapping[str, list[tuple[GrownSlot, str]]],
+) -> list[list[str]]:
+    """Collect vectors that are laid out and filled alike; any other tensor stands alone."""
+    bundles: dict[Any, list[str]] = defaultdict(list)
+    for name, own in slots.items():
+        tensor = old[name]
+        key: Any = name
+        if tensor.ndim == 1 and all(slot.role in _MEANS for slot, _ in own):
+            places = tuple((id(slot.new), slot.role, recipe) for slot, recipe in own)
+            axis = layout.index_map.axes[name][0]
+            key = (id(axis), tensor.dtype, tensor.device, places)
+        bundles[key].append(name)
+    return list(bundles.values())
+
+
+def _filled(
+    old: torch.Tensor,
+    layout: Layout,
+    name: str,
+    own: list[tuple[GrownSlot, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Make one tensor (or several alike, stacked) in its new shape."""
+    copies = any(recipe == "copies" for _, recipe in own)
+    spread = None if copies else _by_runs(old, layout.index_map.axes[name])
+    tensor = _by_index(old, layout, name) if spread is None else spread
+    # Zero columns last: they win where new rows and new columns cross.
+    for (dim, role), fresh in sorted(
+        _merged(own).items(), key=lambda item: item[0][1] == "consumer"
+    ):
+        new = np.concatenate([slot.new.reshape(-1) for slot in fresh])
+        if role == "consumer":
+            _zero(tensor, dim, new)
+        elif role == "producer":
+            bound = 1 / math.sqrt(max(fan_in(shapes, name, dim), 1))
+            _draw(tensor, dim, new, bound, generator)
+        else:
+            _average(tensor, dim, new, fresh)
+    for slot, recipe in own:
+        if recipe == "copies" and slot.role == "consumer":
+            _share(tensor, slot, generator)
+    return tensor
 
 
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
@@ -108,9 +156,8 @@ def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor 
     return new
 
 
-def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:
+def _share(tensor: torch.Tensor, slot: GrownSlot, generator: torch.Generator) -> None:
     """Split consumers' columns over a unit and its copies, unevenly, so that they part."""
-    tensor = tensors[slot.tensor]
     width, slices = slot.old.shape
     family = np.concatenate([slot.old[:, None], slot.new.reshape(width, -1, slices)], axis=1)
     shares = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
@@ -124,54 +171,56 @@ def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.G
     tensor.mul_(column.to(tensor).reshape(shape))
 
 
-def _fill(
-    tensors: dict[str, torch.Tensor],
-    name: str,
-    dim: int,
-    role: str,
-    slots: list[GrownSlot],
-    generator: torch.Generator,
+def _zero(tensor: torch.Tensor, dim: int, new: np.ndarray) -> None:
+    tensor.index_fill_(dim, torch.from_numpy(new).to(tensor.device), 0)
+
+
+def _draw(
+    tensor: torch.Tensor, dim: int, new: np.ndarray, bound: float, generator: torch.Generator
 ) -> None:
-    tensor = tensors[name]
-    new = np.concatenate([slot.new.reshape(-1) for slot in slots])
-    index = torch.from_numpy(new).to(tensor.device)
-    if role == "consumer":
-        tensor.index_fill_(dim, index, 0)
+    """Draw new rows from U(-bound, bound), on the CPU, so that a seed means the same anywhere."""
+    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    plain = tensor.dtype == dtype and tensor.device.type == "cpu"
+    if plain and new[-1] - new[0] == len(new) - 1:  # side by side: no detour
+        tensor.narrow(dim, int(new[0]), len(new)).uniform_(-bound, bound, generator=generator)
         return
     shape = list(tensor.shape)
-    shape[dim] = len(index)
-    if role == "producer":
-        bound = 1 / math.sqrt(max(fan_in(tensors, name, dim), 1))
-        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        values = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
-        tensor.index_copy_(dim, index, values.to(tensor))
-        return
-    # Mean over the old units of each group, in one pass over all groups of the axis.
+    shape[dim] = len(new)
+    values = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
+    tensor.index_copy_(dim, torch.from_numpy(new).to(tensor.device), values.to(tensor))
+
+
+def _average(tensor: torch.Tensor, dim: int, new: np.ndarray, slots: list[GrownSlot]) -> None:
+    """Give new entries the mean of their group's old ones, all groups of the axis in one pass."""
+
+    def index(positions: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(positions).to(tensor.device)
+
     owners = np.repeat(np.arange(len(slots)), [slot.old.size for slot in slots])
-    old = torch.from_numpy(np.concatenate([slot.old.reshape(-1) for slot in slots])).to(
-        tensor.device
-    )
+    old = np.concatenate([slot.old.reshape(-1) for slot in slots])
+    shape = list(tensor.shape)
     shape[dim] = len(slots)
     sums = tensor.new_zeros(shape).index_add_(
-        dim, torch.from_numpy(owners).to(tensor.device), tensor.index_select(dim, old)
+        dim, index(owners), tensor.index_select(dim, index(old))
     )
     column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
     means = sums / torch.tensor([slot.old.size for slot in slots]).to(tensor).reshape(column)
     takers = np.repeat(np.arange(len(slots)), [slot.new.size for slot in slots])
-    tensor.index_copy_(
-        dim, index, means.index_select(dim, torch.from_numpy(takers).to(tensor.device))
-    )
+    tensor.index_copy_(dim, index(new), means.index_select(dim, index(takers)))
 
 
-def fan_in(tensors: Mapping[str, torch.Tensor], name: str, dim: int) -> int:
+def fan_in(shapes: Mapping[str, tuple[int, ...]], name: str, dim: int) -> int:
     """Elements that one row of a producer reads; a bias has that of its weight."""
-    tensor = tensors[name]
-    if tensor.ndim == 1:
-        weight = tensors.get(weight_of(name))
-        if weight is None:
-            return tensor.numel()
-        tensor = weight
-    return tensor.numel() // tensor.shape[dim]
+    shape = shapes[name]
+    if len(shape) == 1:
+        if weight_of(name) not in shapes:
+            return shape[0]
+        shape = shapes[weight_of(name)]
+    return math.prod(shape) // shape[dim]
+
+
+def _new_shape(old: torch.Tensor, axes: Mapping[int, AxisMap]) -> tuple[int, ...]:
+    return tuple(axes[d].size if d in axes else size for d, size in enumerate(old.shape))
 
 
 def weight_of(bias: str) -> str:

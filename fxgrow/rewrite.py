@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .copying import copy_module
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
@@ -107,7 +107,7 @@ def _copy(
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
-    root = copy.deepcopy(model, memo)
+    root = copy_module(model, memo)
     _add_constants(root, analysis)
     origins: dict[fx.Node, fx.Node] = {}
     graphs, edits = {}, []
@@ -145,14 +145,13 @@ class _Widener(LabelExecutor):
         self.widened = widened
         self.sizes = sizes
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
+        self._grows: dict[fx.Node, bool] = {}
 
     def compute(self, node: fx.Node) -> Any:
         """Patch a node, run it, and hold its shape against what labels ask for."""
-        before = self.known.get(node)
-        touched = any(
-            _touched(self.known.get(n), self.sizes) for n in (node, *node.all_input_nodes)
-        )
-        if touched or any(self._changed(n) for n in node.all_input_nodes):
+        inputs = node.all_input_nodes
+        touched = any(self._touched(n) for n in (node, *inputs))
+        if touched or any(self._changed(n) for n in inputs):
             self._patch(node)
         try:
             value = super().compute(node)
@@ -161,8 +160,17 @@ class _Widener(LabelExecutor):
                 f"{_place(node)} does not run at the new width: {error}"
             ) from error
         if touched:
-            self._compare(node, before, value)
+            self._compare(node, self.known.get(node), value)
         return value
+
+    def _touched(self, node: fx.Node) -> bool:
+        """Whether the value of a node grows."""
+        known = self._grows.get(node)
+        if known is None:
+            known = self._grows[node] = any(
+                self.sizes.touches(noted) for noted in _noted(self.known.get(node))
+            )
+        return known
 
     def _changed(self, node: fx.Node) -> bool:
         """Whether a number computed from sizes is another one than before growth."""
@@ -205,27 +213,13 @@ class _Widener(LabelExecutor):
                 )
 
 
-def _touched(before: Any, sizes: Sizes) -> bool:
-    found: list[bool] = []
-
-    def look(noted: Any) -> Any:
-        if isinstance(noted, Noted):
-            found.append(any(sizes.gain[p.labels].any() for p in noted.planes))
-        return noted
-
-    _each_noted(before, look)
-    return any(found)
-
-
-def _each_noted(value: Any, look: Any) -> None:
+def _noted(value: Any) -> Iterator[Noted]:
+    """Tensors among the (nested) outputs of a node."""
     if isinstance(value, Noted):
-        look(value)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _each_noted(item, look)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            _each_noted(item, look)
+        yield value
+    elif isinstance(value, (dict, tuple, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _noted(item)
 
 
 def _pairs(before: Any, value: Any) -> list[tuple[Noted, torch.Tensor]]:
@@ -294,14 +288,16 @@ def check_partition(state: Propagation, layout: Layout) -> None:
         raise VerificationError(
             f"the widened model uses other parameters than the original, e.g. {odd[:3]}"
         )
-    expected = np.zeros(state.book.size, dtype=np.int64)
     for axis, labels in state.axes.items():
         wanted = len(layout.units[axis])
         if len(labels) != wanted:
             raise VerificationError(
                 f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {wanted}"
             )
-        expected[labels] = layout.units[axis]
+    expected = np.zeros(state.book.size, dtype=np.int64)
+    expected[np.concatenate(list(state.axes.values()))] = np.concatenate(
+        [layout.units[axis] for axis in state.axes]
+    )
     roots = state.book.find(np.arange(state.book.size))
     by_root = np.zeros(state.book.size, dtype=np.int64)
     by_root[roots] = expected

@@ -7,7 +7,6 @@ graph serves both.
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from .copying import copy_module
 from .errors import InputError, TraceError
 from .module import GrownModule
 from .tracer import FAILURES, Flag, graph_of
@@ -109,7 +109,7 @@ def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Mod
         {id(p): p for p in model.parameters()} if replace is None else dict(replace)
     )
     try:
-        return copy.deepcopy(model, memo)
+        return copy_module(model, memo)
     except FAILURES as error:
         raise TraceError(
             f"the model can't be copied ({error}); drop non-leaf tensors that its modules hold "

@@ -51,10 +51,38 @@ def skip_convolution(args: Any, kwargs: Any) -> Any:
     return x.new_empty((x.shape[0], w.shape[0], *spatial))
 
 
-def skip_batch_norm(args: Any, kwargs: Any) -> Any:
-    """Shape of batch normalisation (running statistics stay as they are)."""
+def skip_norm(args: Any, kwargs: Any) -> Any:
+    """Shape of a normalisation (running statistics stay as they are, own ones are not told)."""
     x = args[0]
     return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+
+
+def skip_softmax(args: Any, kwargs: Any) -> Any:
+    """Shape of a softmax that keeps the dtype."""
+    return NotImplemented if args[2] else torch.empty_like(args[0])
+
+
+def skip_max_pool(args: Any, kwargs: Any) -> Any:
+    """Shapes of 2d max pooling; the indices are valid ones."""
+    x = args[0]
+    out, indices = torch.ops.aten.max_pool2d_with_indices(x.to("meta"), *args[1:], **kwargs)
+    return x.new_empty(out.shape), x.new_zeros(indices.shape, dtype=indices.dtype)
+
+
+def skip_avg_pool(args: Any, kwargs: Any) -> Any:
+    """Shape of 2d average pooling."""
+    x = args[0]
+    return x.new_empty(torch.ops.aten.avg_pool2d(x.to("meta"), *args[1:], **kwargs).shape)
+
+
+def skip_attention(args: Any, kwargs: Any) -> Any:
+    """Shape and strides of fused attention on the CPU."""
+    q, v = args[0], args[2]
+    if q.ndim != 4 or q.shape[1] != v.shape[1] or q.shape[3] != v.shape[3]:
+        return NotImplemented
+    batch, heads, length, width = q.shape
+    out = q.new_empty((batch, length, heads, width)).transpose(1, 2)
+    return out, q.new_empty((batch, length, heads)).transpose(1, 2)
 
 
 def skip_unary(args: Any, kwargs: Any) -> Any:
@@ -99,7 +127,13 @@ def _table() -> dict[Any, Any]:
         aten.addmm: skip_addmm,
         aten.bmm: skip_bmm,
         aten.convolution: skip_convolution,
-        aten.native_batch_norm: skip_batch_norm,
+        aten.native_batch_norm: skip_norm,
+        aten.native_layer_norm: skip_norm,
+        aten.native_group_norm: skip_norm,
+        aten._softmax: skip_softmax,
+        aten.max_pool2d_with_indices: skip_max_pool,
+        aten.avg_pool2d: skip_avg_pool,
+        aten._scaled_dot_product_flash_attention_for_cpu: skip_attention,
         aten.cat: skip_cat,
         aten.add: skip_binary,
         aten.mul: skip_binary,
