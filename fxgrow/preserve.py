@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from .ir import AxisMap, GrownSlot
     from .layout import Layout
@@ -25,7 +25,10 @@ _MOST_BLOCKS = 256
 
 
 def new_tensors(
-    layout: Layout, old: Mapping[str, torch.Tensor], seed: int
+    layout: Layout,
+    old: Mapping[str, torch.Tensor],
+    seed: int,
+    factors: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Fill every tensor that grows, in its new shape; dtype and device are kept.
 
@@ -36,6 +39,8 @@ def new_tensors(
         The model's tensors, by name; not changed.
     seed : int
         Of the fresh rows and the uneven shares of copies.
+    factors : collection of str
+        Buffers that multiply; those of zeros and ones are masks, open for new entries.
 
     Returns
     -------
@@ -61,11 +66,16 @@ def new_tensors(
         for (dim, role), fresh in sorted(
             _merged(own).items(), key=lambda item: item[0][1] == "consumer"
         ):
-            _fill(result, name, dim, role, fresh, generator)
+            masks = role == "per_unit" and name in factors and _is_mask(old[name])
+            _fill(result, name, dim, "mask" if masks else role, fresh, generator)
         for slot, recipe in own:
             if recipe == "copies" and slot.role == "consumer":
                 _share(result, slot, generator)
     return result
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
@@ -135,8 +145,8 @@ def _fill(
     tensor = tensors[name]
     new = np.concatenate([slot.new.reshape(-1) for slot in slots])
     index = torch.from_numpy(new).to(tensor.device)
-    if role == "consumer":
-        tensor.index_fill_(dim, index, 0)
+    if role in {"consumer", "mask"}:
+        tensor.index_fill_(dim, index, float(role == "mask"))
         return
     shape = list(tensor.shape)
     shape[dim] = len(index)
@@ -152,14 +162,17 @@ def _fill(
         tensor.device
     )
     shape[dim] = len(slots)
-    sums = tensor.new_zeros(shape).index_add_(
-        dim, torch.from_numpy(owners).to(tensor.device), tensor.index_select(dim, old)
+    exact = torch.promote_types(tensor.dtype, torch.float32)  # long sums drown in half precision
+    sums = tensor.new_zeros(shape, dtype=exact).index_add_(
+        dim, torch.from_numpy(owners).to(tensor.device), tensor.index_select(dim, old).to(exact)
     )
     column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-    means = sums / torch.tensor([slot.old.size for slot in slots]).to(tensor).reshape(column)
+    means = sums / torch.tensor([slot.old.size for slot in slots]).to(sums).reshape(column)
     takers = np.repeat(np.arange(len(slots)), [slot.new.size for slot in slots])
     tensor.index_copy_(
-        dim, index, means.index_select(dim, torch.from_numpy(takers).to(tensor.device))
+        dim,
+        index,
+        means.to(tensor).index_select(dim, torch.from_numpy(takers).to(tensor.device)),
     )
 
 
