@@ -10,6 +10,7 @@ from torch import fx
 
 from . import rules
 from .errors import DataError, TraceError
+from .plain import eagerly
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, is_user_function
@@ -267,6 +268,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
     try:
         with (
             no_fast_path(),
+            eagerly(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             LabelMode(state, rules),

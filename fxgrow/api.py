@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from .errors import InputError
 from .extenders import ExtendOptions
 from .extenders import extender as extender_named
 from .inspection import Inspection, inspect_model
+from .plain import duplicate, plain
 from .plan import make_plan
 from .stages import (
     as_plan,
@@ -304,7 +304,7 @@ def expand(
         raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
     extend = extender_named(extender)
     if device is not None:
-        model = copy.deepcopy(model).to(device)
+        model = duplicate(plain(model)).to(device)
         example_inputs = to_device(example_inputs, device)
     inspection, votes, plan = plan_for(
         model,

@@ -43,7 +43,7 @@ def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Mod
 
 
 def _copy(value: Any, memo: dict[int, Any]) -> Any:
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN:
         return value
     known = memo.get(id(value))
@@ -66,15 +66,20 @@ def _entries(target: Any, source: Any, memo: dict[int, Any]) -> Any:
     return target
 
 
+_INHERITED: tuple[tuple[str, Any], ...] = (
+    ("__reduce_ex__", object),
+    ("__reduce__", object),
+    ("__new__", object),
+    ("__getstate__", nn.Module),
+    ("__deepcopy__", object),
+)
+
+
 @cache
-def _is_ordinary(kind: type) -> bool:
-    """Whether a class leaves copying to ``object`` and keeps its state in ``__dict__``."""
-    return (
-        not hasattr(kind, "__deepcopy__")
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind.__reduce__ is object.__reduce__
-        and kind.__new__ is object.__new__
-        and getattr(kind, "__getstate__", None) is getattr(nn.Module, "__getstate__", None)
-        and kind not in copyreg.dispatch_table
-        and not copyreg._slotnames(kind)  # type: ignore[attr-defined]  # as copy.deepcopy asks
+def _is_ordinary(kind: Any) -> bool:
+    """Whether a class leaves copying to its bases and keeps its state in ``__dict__``."""
+    inherits = all(
+        getattr(kind, name, None) is getattr(base, name, None) for name, base in _INHERITED
     )
+    slots: Any = copyreg
+    return inherits and kind not in copyreg.dispatch_table and not slots._slotnames(kind)

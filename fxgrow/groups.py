@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -45,6 +46,11 @@ MESSAGES = {
         "a reshape interleaves these units with others, so one of them can't be inserted alone"
     ),
     "unread": "nothing reads these units",
+    "weight_norm": "weight normalisation over these units: new ones would rescale the old ones",
+    "constant": "a buffer, which never trains, computes these units",
+    "requires_grad": (
+        "nothing that reads these units requires gradients, so new ones would never have an effect"
+    ),
     "excluded": "left out by include/exclude",
 }
 # Reductions over the channels that do not change when every channel is repeated.
@@ -257,8 +263,8 @@ def _finish(
     # Growable groups first: the plain names are theirs.
     for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
-        if reason is None and not any(s.role == "consumer" for s in slots):
-            reason = _reason("unread", None)
+        if reason is None:
+            reason = _useless(analysis, slots, copies=key in copied)
         draft.append(_draft(slots, reason, taken, copies=key in copied))
     costs = _costs(analysis, draft)
     priced = []
@@ -278,18 +284,46 @@ def _finish(
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
 
 
+def _useless(analysis: Analysis, slots: list[Slot], *, copies: bool) -> Reason | None:
+    """Find out why new units of this group could not be kept out, or never have an effect."""
+    book = analysis.state.book
+    own = [(s.role, (s.tensor, s.dim)) for s in slots]
+    for role, axis in own:
+        if axis in book.rigid and (role != "consumer" or copies):
+            return _reason("weight_norm", book.rigid[axis])
+    if not any(role == "consumer" for role, _ in own):
+        return _reason("unread", None)
+    if any(role == "producer" and not book.rank[axis] for role, axis in own):
+        return _reason("constant", None)
+    resting = all(book.rank[axis] < 2 for role, axis in own if role == "consumer")
+    # Where nothing at all requires gradients, the model is not in training: no part rests.
+    if resting and any(p.requires_grad for p in analysis.traced.root.parameters()):
+        return _reason("requires_grad", None)
+    return None
+
+
+def layer_of(tensor: str) -> str:
+    """Name of the layer that a tensor belongs to, its own name where there is none.
+
+    Examples
+    --------
+    >>> layer_of("stem.conv.weight"), layer_of("fc.parametrizations.weight.original1")
+    ('stem.conv', 'fc')
+    """
+    layer = re.sub(r"(^|\.)parametrizations\..*", "", tensor)
+    return layer if layer and layer != tensor else tensor.rpartition(".")[0] or tensor
+
+
 def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies: bool) -> Group:
     first = next((s for s in slots if s.role == "producer"), slots[0])
-    base = first.tensor.rsplit(".", 1)[0] if "." in first.tensor else first.tensor
+    base = layer_of(first.tensor)
     name, count = base, 1
     while name in taken:
         count += 1
         name = f"{base}#{count}"
     taken.add(name)
     rows = [s.positions.shape[1] for s in slots if s.role in {"producer", "consumer"}] or [1]
-    layers = dict.fromkeys(
-        s.tensor.rsplit(".", 1)[0] if "." in s.tensor else s.tensor for s in slots
-    )
+    layers = dict.fromkeys(layer_of(s.tensor) for s in slots)
     width = slots[0].positions.shape[0]
     step, recipe = (width, "copies") if copies else (1, "fresh")
     return Group(name, width, step, min(rows), 0, 0, tuple(layers), tuple(slots), reason, recipe)

@@ -13,9 +13,10 @@ from torch import fx, nn
 from . import report
 from .analyse import Analysis, analyse
 from .errors import InputError, UnsupportedError
-from .groups import MESSAGES, group_units
+from .groups import MESSAGES, group_units, layer_of
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
+from .plain import plain
 from .trace import trace
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def inspect_model(
     >>> [(group.name, group.width) for group in fxgrow.inspect(net, torch.zeros(1, 4)).groups]
     [('0', 8)]
     """
+    model = plain(model)
     analysis = analyse(trace(model, example_inputs))
     unsupported = _unsupported(analysis)
     if strict and unsupported:
@@ -235,7 +237,7 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
     starts = [start for start, _ in by_label]
     for axis in state.axes:
         graph.add_node(axis, kind="axis")
-        layer = axis[0].rsplit(".", 1)[0]
+        layer = layer_of(axis[0])
         graph.add_node(layer, kind="layer")
         graph.add_edge(axis, layer, kind="belongs")
     for a, b, where in state.book.couplings:

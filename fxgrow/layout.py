@@ -116,20 +116,20 @@ def lay_out(
     roots = book.find(np.arange(book.size))
     units = {}
     for axis, labels in axes.items():
-        own = roots[labels]
+        unit = roots[labels]
         if axis in placed:
-            own = own[placed[axis].source]
-            own[placed[axis].fresh] = placed[axis].fresh_units
-        units[axis] = own
+            unit = unit[placed[axis].source]
+            unit[placed[axis].fresh] = placed[axis].fresh_units
+        units[axis] = unit
     sources = {axis: place.source for axis, place in placed.items()}
     return Layout(IndexMap(maps), grown, sources, gain, units)
 
 
 class _Taker(NamedTuple):
-    """A group that grows along an axis: ``count`` new units, numbered from ``first``."""
+    """A group that grows along an axis: ``added`` new units, numbered from ``first``."""
 
     group: Group
-    count: int
+    added: int
     first: int
 
 

@@ -7,6 +7,16 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from .plain import computed
+
+_TREE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+# What runs around the outermost forward; the others run with the modules they are on.
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook"),
+)
+
 
 class GrownModule(fx.GraphModule):
     """A GraphModule that keeps the original's module tree and both of its modes.
@@ -24,7 +34,7 @@ class GrownModule(fx.GraphModule):
     ) -> None:
         super().__init__(root, graph, class_name)
         # fx copies only what the graph names, into bare modules; keep the real tree.
-        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        for table in _TREE + _HOOKS:
             object.__setattr__(self, table, copy.copy(root.__dict__[table]))
         self.training = root.training
         object.__setattr__(self, "_eval_forward", type(self).forward)
@@ -61,13 +71,15 @@ class GrownModule(fx.GraphModule):
     def _holder(self, memo: dict[int, Any] | None = None) -> nn.Module:
         """Bare module with (copies of) all children, parameters and buffers."""
         holder = nn.Module()
-        for table in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
+        for table in _TREE + _HOOKS:
             own = self.__dict__[table]
             holder.__dict__[table] = own if memo is None else copy.deepcopy(own, memo)
         holder.training = self.training
         return holder
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GrownModule:
+        for key, value in computed(self).items():
+            memo.setdefault(key, value)
         holder = self._holder(memo)
         train = None if self.__dict__["_train_module"] is None else copy_graph(self.train_graph)
         clone = GrownModule(holder, copy_graph(self.graph), train, type(self).__name__)

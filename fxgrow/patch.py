@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from .analyse import Noted
 
@@ -353,7 +354,8 @@ ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 
 def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
     """Bring a leaf module's attributes in line with its tensors; return the edits."""
-    if not type(module).__module__.startswith("torch.nn") or not isinstance(x, torch.Tensor):
+    kind: Any = type_before_parametrizations(module)
+    if not kind.__module__.startswith("torch.nn") or not isinstance(x, torch.Tensor):
         return []
     edits = []
     for attribute, value in ATTRIBUTES.items():
@@ -365,3 +367,17 @@ def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
             setattr(module, attribute, new)
             edits.append(f"{name}.{attribute}: {old} → {new}")
     return edits
+
+
+def patch_parametrized(module: Any, name: str) -> list[str]:
+    """Bring the attributes of a module whose forward was opened in line with its weight."""
+    if not is_parametrized(module, "weight"):
+        return []
+    with torch.no_grad():
+        weight = module.weight
+    channels, own = weight.shape[0], module.__dict__
+    if "in_channels" in own and not own["transposed"]:
+        # Whole groups were added, each with as many outputs as before.
+        channels = weight.shape[1] * (own["groups"] * channels // own["out_channels"])
+        channels = weight.shape[1] if own["groups"] == 1 else channels
+    return patch_module(module, name, weight.new_empty((0, channels)))

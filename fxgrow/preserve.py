@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from .ir import AxisMap, GrownSlot
     from .layout import Layout
@@ -26,7 +26,10 @@ _MEANS = frozenset({"norm", "per_unit"})  # roles whose new entries are means of
 
 
 def new_tensors(
-    layout: Layout, old: Mapping[str, torch.Tensor], seed: int
+    layout: Layout,
+    old: Mapping[str, torch.Tensor],
+    seed: int,
+    factors: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Fill every tensor that grows, in its new shape; dtype and device are kept.
 
@@ -37,6 +40,8 @@ def new_tensors(
         The model's tensors, by name; not changed.
     seed : int
         Of the fresh rows and the uneven shares of copies.
+    factors : collection of str
+        Buffers that multiply; those of zeros and ones are masks, open for new entries.
 
     Returns
     -------
@@ -54,11 +59,12 @@ def new_tensors(
             slots[slot.tensor].append((slot, group.recipe))
     shapes = {name: _new_shape(old[name], axes) for name, axes in layout.index_map.axes.items()}
     result: dict[str, torch.Tensor] = {}
-    for names in _bundles(layout, old, slots):
+    for names in _bundles(layout, old, slots, factors):
         own = slots[names[0]]
         if len(names) == 1:
             tensor = old[names[0]].detach()
-            result[names[0]] = _filled(tensor, layout, names[0], own, shapes, generator)
+            mask = names[0] in factors and _is_mask(tensor)
+            result[names[0]] = _filled(tensor, layout, names[0], own, shapes, generator, mask=mask)
             continue
         # Alike in all but their values (a norm's four vectors): filled as one.
         stack = torch.stack([old[name].detach() for name in names], dim=1)
@@ -72,13 +78,15 @@ def _bundles(
     layout: Layout,
     old: Mapping[str, torch.Tensor],
     slots: Mapping[str, list[tuple[GrownSlot, str]]],
+    factors: Collection[str],
 ) -> list[list[str]]:
     """Collect vectors that are laid out and filled alike; any other tensor stands alone."""
     bundles: dict[Any, list[str]] = defaultdict(list)
     for name, own in slots.items():
         tensor = old[name]
         key: Any = name
-        if tensor.ndim == 1 and all(slot.role in _MEANS for slot, _ in own):
+        means = name not in factors and all(slot.role in _MEANS for slot, _ in own)
+        if tensor.ndim == 1 and means:
             places = tuple((id(slot.new), slot.role, recipe) for slot, recipe in own)
             axis = layout.index_map.axes[name][0]
             key = (id(axis), tensor.dtype, tensor.device, places)
@@ -93,6 +101,8 @@ def _filled(
     own: list[tuple[GrownSlot, str]],
     shapes: Mapping[str, tuple[int, ...]],
     generator: torch.Generator,
+    *,
+    mask: bool = False,
 ) -> torch.Tensor:
     """Make one tensor (or several alike, stacked) in its new shape."""
     copies = any(recipe == "copies" for _, recipe in own)
@@ -103,8 +113,9 @@ def _filled(
         _merged(own).items(), key=lambda item: item[0][1] == "consumer"
     ):
         new = np.concatenate([slot.new.reshape(-1) for slot in fresh])
-        if role == "consumer":
-            _zero(tensor, dim, new)
+        if role == "consumer" or (mask and role == "per_unit"):
+            index = torch.from_numpy(new).to(tensor.device)
+            tensor.index_fill_(dim, index, float(mask))
         elif role == "producer":
             bound = 1 / math.sqrt(max(fan_in(shapes, name, dim), 1))
             _draw(tensor, dim, new, bound, generator)
@@ -114,6 +125,10 @@ def _filled(
         if recipe == "copies" and slot.role == "consumer":
             _share(tensor, slot, generator)
     return tensor
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())
 
 
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
@@ -171,10 +186,6 @@ def _share(tensor: torch.Tensor, slot: GrownSlot, generator: torch.Generator) ->
     tensor.mul_(column.to(tensor).reshape(shape))
 
 
-def _zero(tensor: torch.Tensor, dim: int, new: np.ndarray) -> None:
-    tensor.index_fill_(dim, torch.from_numpy(new).to(tensor.device), 0)
-
-
 def _draw(
     tensor: torch.Tensor, dim: int, new: np.ndarray, bound: float, generator: torch.Generator
 ) -> None:
@@ -200,13 +211,14 @@ def _average(tensor: torch.Tensor, dim: int, new: np.ndarray, slots: list[GrownS
     old = np.concatenate([slot.old.reshape(-1) for slot in slots])
     shape = list(tensor.shape)
     shape[dim] = len(slots)
-    sums = tensor.new_zeros(shape).index_add_(
-        dim, index(owners), tensor.index_select(dim, index(old))
+    exact = torch.promote_types(tensor.dtype, torch.float32)  # long sums drown in half precision
+    sums = tensor.new_zeros(shape, dtype=exact).index_add_(
+        dim, index(owners), tensor.index_select(dim, index(old)).to(exact)
     )
     column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-    means = sums / torch.tensor([slot.old.size for slot in slots]).to(tensor).reshape(column)
+    means = sums / torch.tensor([slot.old.size for slot in slots]).to(sums).reshape(column)
     takers = np.repeat(np.arange(len(slots)), [slot.new.size for slot in slots])
-    tensor.index_copy_(dim, index(new), means.index_select(dim, index(takers)))
+    tensor.index_copy_(dim, index(new), means.to(tensor).index_select(dim, index(takers)))
 
 
 def fan_in(shapes: Mapping[str, tuple[int, ...]], name: str, dim: int) -> int:

@@ -110,6 +110,8 @@ class Propagation:
             axis = (name, dim)
             if axis not in self.axes:
                 self.axes[axis] = self.book.fresh(size)
+                parameter = isinstance(tensor, torch.nn.Parameter)
+                self.book.rank[axis] = parameter * (1 + tensor.requires_grad)
             shape = [1] * tensor.ndim
             shape[dim] = size
             planes.append(Plane(self.axes[axis].reshape(shape), (axis,)))
@@ -134,7 +136,7 @@ class Propagation:
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
         for plane in planes:
-            for axis in plane.zero[:1]:
+            for axis in self.book.writer(plane.zero):
                 self.roles.setdefault(axis, set()).add(role)
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:

@@ -12,12 +12,12 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
-from .copying import copy_module
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
-from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module
+from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module, patch_parametrized
+from .plain import duplicate, eagerly, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, LabelMode, Propagation
 from .shuffle import make_explicit
@@ -73,10 +73,12 @@ def rewrite(
     VerificationError
         When the widened model's units are not those of the original (partition check).
     """
+    model = plain(model)
     analysis = inspection.analysis
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
-    tensors = new_tensors(layout, tensor_names(model), seed)
+    factors = {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
+    tensors = new_tensors(layout, tensor_names(model), seed, factors)
     sizes = Sizes(analysis.state.book, layout.gain)
     widened = _copy(model, inspection, tensors, sizes)
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
@@ -107,7 +109,7 @@ def _copy(
         if isinstance(old, nn.Parameter):
             new = nn.Parameter(new, requires_grad=old.requires_grad)
         memo[id(old)] = new
-    root = copy_module(model, memo)
+    root = duplicate(model, memo)
     _add_constants(root, analysis)
     origins: dict[fx.Node, fx.Node] = {}
     graphs, edits = {}, []
@@ -144,6 +146,7 @@ class _Widener(LabelExecutor):
         super().__init__(widened.root, analysis.traced.inputs, state)
         self.widened = widened
         self.sizes = sizes
+        self.before = dict(analysis.traced.root.named_modules(remove_duplicate=False))
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
 
@@ -185,6 +188,7 @@ class _Widener(LabelExecutor):
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0]) if node.args else None
+            self._resize_computed(name)
             self.widened.edits.extend(patch_module(self.modules[name], name, x))
         elif node.target in PATCHES:
             PATCHES[node.target](Site(node, self.sizes, self.known, self.values))
@@ -194,6 +198,14 @@ class _Widener(LabelExecutor):
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:
             self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
+
+    def _resize_computed(self, name: str) -> None:
+        """Resize what a module's hooks will compute: attributes are read off it before."""
+        for key, old in self.before[name].__dict__.items():
+            if isinstance(old, torch.Tensor) and LABELS_KEY in old.__dict__:
+                noted = Noted(tuple(old.shape), old.__dict__[LABELS_KEY].planes)
+                empty = torch.empty(self.sizes.shape(noted), dtype=old.dtype, device=old.device)
+                setattr(self.modules[name], key, empty)
 
     def _run_new(self, node: fx.Node) -> None:
         added, current = [], node.prev
@@ -250,11 +262,14 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
             run = _Widener(widened, analysis, sizes, state)
             with (
                 no_fast_path(),
+                eagerly(),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[]),
                 LabelMode(state, rules),
             ):
                 run.run(list(graph.nodes))
+    for name, module in root.named_modules():
+        widened.edits.extend(patch_parametrized(module, name))
     state.book.settle()
     check_partition(state, layout)
 
@@ -269,6 +284,10 @@ def _untouched(root: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for module in root.modules():
+            for tensor in module.__dict__.values():  # computed by hooks
+                if isinstance(tensor, torch.Tensor):
+                    tensor.__dict__.pop(LABELS_KEY, None)
         for buffer, version, value in buffers:
             buffer.__dict__.pop(LABELS_KEY, None)
             if buffer._version != version:

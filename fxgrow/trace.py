@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from .copying import copy_module
 from .errors import InputError, TraceError
 from .module import GrownModule
+from .plain import duplicate, eagerly
 from .tracer import FAILURES, Flag, graph_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Mod
         {id(p): p for p in model.parameters()} if replace is None else dict(replace)
     )
     try:
-        return copy_module(model, memo)
+        return duplicate(model, memo)
     except FAILURES as error:
         raise TraceError(
             f"the model can't be copied ({error}); drop non-leaf tensors that its modules hold "
@@ -165,6 +165,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
     """
     inputs = Inputs.of(example)
     root = shadow(model)
+    _refuse_computed(root)
     if isinstance(root, GrownModule):  # carries its graphs
         return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs)
     modules = dict(root.named_modules(remove_duplicate=True))
@@ -175,7 +176,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
             flag = Flag(mode == "train")
             for module in modules.values():
                 module.__dict__["training"] = flag
-            with no_fast_path():
+            with no_fast_path(), eagerly():
                 graphs[mode] = graph_of(root, inputs)
             if not flag.read:  # nobody asked: both modes are alike
                 graphs["train"] = graphs["eval"]
@@ -186,6 +187,17 @@ def trace(model: nn.Module, example: Any) -> Traced:
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["train"] = graphs["eval"]
     return Traced(root, graphs, inputs)
+
+
+def _refuse_computed(root: nn.Module) -> None:
+    """Refuse a root whose hooks compute its weights: a graph starts after the hooks."""
+    tensors = [name for name, v in root.__dict__.items() if isinstance(v, torch.Tensor)]
+    if tensors and root._forward_pre_hooks:
+        raise TraceError(
+            f"a hook may compute {tensors[0]!r} of the outermost module, where a graph can't see "
+            "it; wrap the model (torch.nn.Sequential(model)), or use "
+            "torch.nn.utils.parametrize in place of the hook"
+        )
 
 
 @contextmanager

@@ -5,7 +5,6 @@ Shares no code with the rewriter.
 
 from __future__ import annotations
 
-import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import VerificationError
 from .ir import Verification
+from .plain import duplicate, eagerly, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,7 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     VerificationError
         When ``new`` does not run.
     """
+    old = plain(old)
     dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
     errors = {}
     for training in (False, True):
@@ -59,7 +60,7 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
 
 
 def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) -> tuple[Any, Any]:
-    with torch.no_grad(), _repeatable():
+    with torch.no_grad(), _repeatable(), eagerly():
         torch.manual_seed(0)
         try:
             before = _run(old, example, training=training)
@@ -112,7 +113,7 @@ class _NoDropout(TorchFunctionMode):
 
 
 def _run(model: nn.Module, example: Any, *, training: bool) -> Any:
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    twin = duplicate(model, {id(p): p for p in model.parameters()})
     twin.train(training)
     with _NoDropout():
         if isinstance(example, torch.Tensor):

@@ -29,7 +29,12 @@ def run(model, example):
 
 def outputs(model, example, *, training=False, seed=0):
     """Float outputs of a twin of ``model`` (own buffers, shared parameters)."""
-    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).train(training)
+    shared = {id(p): p for p in model.parameters()}
+    for module in model.modules():  # what hooks have computed can't be copied
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                shared[id(value)] = value.detach()
+    twin = copy.deepcopy(model, shared).train(training)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return [t for t in tensors(run(twin, example)) if t.is_floating_point()]

@@ -47,9 +47,19 @@ def pointwise(state: Propagation, call: Call) -> Any:
     tensors = tensors_of((*call.args, *call.kwargs.values()))
     operands = [(state.planes(t), t.shape) for t in tensors]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    if name == "mul":
+        _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
     planes = state.book.meet(operands, first.ndim, state.where(call.name), product=keep)
     return planes if first is call.out else [planes] * len(call.out)
+
+
+def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]) -> None:
+    """Write down which buffers multiply: masks of zeros and ones are among them."""
+    for planes, _ in operands:
+        for axis in (a for plane in planes for a in plane.zero):
+            if not state.book.rank[axis]:
+                state.roles.setdefault(axis, set()).add("factor")
 
 
 def copy_(state: Propagation, call: Call) -> Any:
@@ -130,6 +140,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
         "cudnn_batch_norm miopen_batch_norm _batch_norm_with_update",
     ),
     _family(reduce.layer_norm, "native_layer_norm rms_norm _fused_rms_norm"),
+    _family(reduce.weight_norm, "_weight_norm_interface"),
     _family(reduce.group_norm, "native_group_norm"),
     _family(
         reduce.spatial,

@@ -157,3 +157,27 @@ def spatial(state: Propagation, call: Call) -> Any:
         else:
             result.append(Plane((book.merge_along(plane, hit) if hit else plane).labels))
     return result if isinstance(call.out, torch.Tensor) else [result] * len(call.out)
+
+
+def weight_norm(state: Propagation, call: Call) -> list[list[Plane]]:
+    """``g * v / |v|`` with one norm for each position along ``dim``.
+
+    Positions along ``dim`` descend from both tensors, and only ``g`` may be zero. Along the
+    other dimensions zeros keep the norms, and nothing else does.
+    """
+    v, g = call.args[:2]
+    dim, where = call.arg(2, "dim", 0) % v.ndim, state.where("weight_norm")
+    magnitudes = [axis for p in state.planes(g) for axis in p.zero]
+    kept = []
+    for plane in state.planes(v):
+        if plane.dims != (dim,) and (dim in plane.dims or not plane.zero):
+            state.book.mix([plane], plane.dims, "weight_norm", where)
+            continue
+        kept.append(plane)
+        for axis in plane.zero:
+            if plane.dims != (dim,):
+                state.book.rigid[axis] = where
+            elif magnitudes:
+                state.book.scales[axis] = magnitudes[-1]
+    operands = [(kept, v.shape), (state.planes(g), g.shape)]
+    return [state.book.meet(operands, v.ndim, where, product=True), []]

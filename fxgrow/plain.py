@@ -1,0 +1,89 @@
+"""Models as they were before ``torch.compile``, and copies of models that can be copied.
+
+A compiled module wraps a plain one, whose names have no ``_orig_mod.`` in front; that one
+is analysed and grown. Hooks of the older ``torch.nn.utils`` (weight norm, spectral norm,
+pruning) leave computed tensors on modules, which ``copy.deepcopy`` refuses; copies here
+take their values, and the hooks compute them again at the next call.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .copying import copy_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+__all__ = ["computed", "duplicate", "eagerly", "plain"]
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return ``model`` without the wrappers of ``torch.compile``.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model itself where nothing in it is a compiled wrapper, the wrapped model where
+        the wrapper is the outermost one, else a copy of the structure that shares all
+        parameters and buffers.
+    """
+    model = _inner(model)
+    wrappers = [m for m in model.modules() if _inner(m) is not m]
+    if not wrappers:
+        return model
+    memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    memo.update(computed(model))
+    for wrapper in reversed(wrappers):  # inner ones first
+        memo[id(wrapper)] = copy.deepcopy(_inner(wrapper), memo)
+    return copy.deepcopy(model, memo)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """Take off the wrapper of ``torch.compile``, which none has before dynamo is imported."""
+    frames: Any = sys.modules.get("torch._dynamo.eval_frame")
+    while frames is not None and isinstance(module, frames.OptimizedModule):
+        module = module._modules["_orig_mod"]
+    return module
+
+
+def duplicate(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """Deep copy of ``model``; ``memo`` (by id) says what takes the place of its parts."""
+    return copy_module(model, {**computed(model), **(memo or {})})
+
+
+def computed(model: nn.Module) -> dict[int, Any]:
+    """Return values of the tensors that modules hold as results of a computation, by id."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run compiled functions as they were written, and checkpoints without a word."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # Under no_grad nothing requires gradients; the user knows from training.
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")
+        dynamo: Any = sys.modules.get("torch._dynamo")
+        if dynamo is not None:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+        yield
