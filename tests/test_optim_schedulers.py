@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_optim import X, net, picture, train, widened
+from optimizing import X, net, picture, train, widened
 from torch.optim import lr_scheduler as ls
 
 import fxgrow
