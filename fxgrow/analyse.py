@@ -10,7 +10,7 @@ from torch import fx
 
 from . import rules
 from .errors import DataError, TraceError
-from .plain import eagerly
+from .plain import eagerly, modes_kept
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, is_user_function
@@ -261,12 +261,11 @@ def _analyse(traced: Traced) -> Analysis:
 def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) -> dict[fx.Node, Any]:
     """Run one graph in one mode; return the planes of its nodes."""
     root = traced.root
-    modes = {m: m.training for m in root.modules()}
     versions = [(p, p._version) for p in root.parameters()]
-    root.train(mode == "train")
     executor = LabelExecutor(root, traced.inputs, state)
     try:
         with (
+            modes_kept(root, training=mode == "train"),
             no_fast_path(),
             eagerly(),
             torch.no_grad(),
@@ -275,8 +274,6 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
         ):
             executor.run(graph.nodes)
     finally:
-        for module, training in modes.items():
-            module.training = training
         executor.values.clear()
     if any(p._version != version for p, version in versions):
         raise TraceError(

@@ -16,7 +16,7 @@ from .errors import InputError, UnsupportedError
 from .groups import MESSAGES, group_units, layer_of
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
-from .plain import plain
+from .plain import collector_paused, plain
 from .trace import trace
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Inspection:
         return report.inspection_dot(self)
 
 
+@collector_paused()
 def inspect_model(
     model: nn.Module,
     example_inputs: Any,

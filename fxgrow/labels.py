@@ -108,6 +108,7 @@ class LabelBook:
     """Union-find over labels, and the events still to be judged."""
 
     parent: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+    numbers: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
     size: int = 1
     frozen: list[Frozen] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
@@ -139,9 +140,10 @@ class LabelBook:
         start, self.size = self.size, self.size + count
         if self.size > len(self.parent):
             grown = np.arange(max(self.size, 2 * len(self.parent)), dtype=np.int64)
+            self.numbers = grown.copy()
             grown[: len(self.parent)] = self.parent
             self.parent = grown
-        return np.arange(start, self.size, dtype=np.int64)
+        return self.numbers[start : self.size]
 
     def find(self, labels: Labels) -> Labels:
         """Roots of ``labels``, same shape; compresses the paths it walks."""
@@ -163,10 +165,15 @@ class LabelBook:
             differ = ra != rb
             if not differ.any():
                 return
-            ra, rb = np.broadcast_arrays(ra, rb)
-            ra, rb = ra[differ], rb[differ]
-            # The last write wins where one root meets several: the loop goes on.
-            parent[np.maximum(ra, rb)] = np.minimum(ra, rb)
+            ra, rb = (
+                (r if r.shape == differ.shape else np.broadcast_to(r, differ.shape))[differ]
+                for r in (ra, rb)
+            )
+            high, low = np.maximum(ra, rb), np.minimum(ra, rb)
+            parent[high] = low
+            # The last write wins where one root meets several: then the loop goes on.
+            if (parent[high] == low).all():
+                return
 
     def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
         """Unite all labels along ``dims`` and drop these dimensions from the plane."""

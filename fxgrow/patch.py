@@ -354,15 +354,14 @@ ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 
 def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
     """Bring a leaf module's attributes in line with its tensors; return the edits."""
+    sized = [name for name in ATTRIBUTES if module.__dict__.get(name) is not None]
     kind: Any = type_before_parametrizations(module)
-    if not kind.__module__.startswith("torch.nn") or not isinstance(x, torch.Tensor):
+    if not (sized and kind.__module__.startswith("torch.nn") and isinstance(x, torch.Tensor)):
         return []
     edits = []
-    for attribute, value in ATTRIBUTES.items():
-        old = module.__dict__.get(attribute)
-        if old is None:
-            continue
-        new = value(module, x)
+    for attribute in sized:
+        old = module.__dict__[attribute]
+        new = ATTRIBUTES[attribute](module, x)
         if new != old:
             setattr(module, attribute, new)
             edits.append(f"{name}.{attribute}: {old} → {new}")

@@ -9,6 +9,7 @@ take their values, and the hooks compute them again at the next call.
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["computed", "duplicate", "eagerly", "plain"]
+__all__ = ["collector_paused", "computed", "duplicate", "eagerly", "modes_kept", "plain"]
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -73,6 +74,36 @@ def computed(model: nn.Module) -> dict[int, Any]:
         for value in module.__dict__.values()
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep the garbage collector off while many objects are made that all stay alive."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def modes_kept(root: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a module tree into train or eval mode for a while.
+
+    A user's own ``train`` method decides what that means; it is asked only where a mode
+    differs, since setting attributes of modules takes its time.
+    """
+    before = [(module, module.training) for module in root.modules()]
+    if any(mode != training for _, mode in before):
+        root.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before:
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module, patch_parametrized
-from .plain import duplicate, eagerly, plain
+from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, LabelMode, Propagation
 from .shuffle import make_explicit
@@ -39,6 +39,7 @@ class _Widened:
     edits: list[str]
 
 
+@collector_paused()
 def rewrite(
     model: nn.Module,
     inspection: Inspection,
@@ -258,9 +259,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
         for mode, graph in list(widened.graphs.items()):
             if mode == "train" and graph is widened.graphs["eval"]:
                 continue
-            root.train(mode == "train")
             run = _Widener(widened, analysis, sizes, state)
             with (
+                modes_kept(root, training=mode == "train"),
                 no_fast_path(),
                 eagerly(),
                 torch.no_grad(),
@@ -276,14 +277,11 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
 
 @contextmanager
 def _untouched(root: nn.Module) -> Iterator[None]:
-    """Restore modes and buffers (a run in train mode updates running statistics)."""
-    modes = [(module, module.training) for module in root.modules()]
+    """Restore buffers (a run in train mode updates running statistics)."""
     buffers = [(b, b._version, b.clone()) for b in root.buffers()]
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
         for module in root.modules():
             for tensor in module.__dict__.values():  # computed by hooks
                 if isinstance(tensor, torch.Tensor):

@@ -47,8 +47,9 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     old = plain(old)
     dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
     errors = {}
+    twins = _twin(old), _twin(new)
     for training in (False, True):
-        before, after = _outputs(old, new, example, training=training)
+        before, after = _outputs(*twins, example, training=training)
         errors[training] = _difference(before, after)
     return Verification(
         errors[False],
@@ -68,6 +69,7 @@ def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) ->
             if not hasattr(example, "doubled") or not training:
                 raise
             example = example.doubled()
+            torch.manual_seed(0)
             before = _run(old, example, training=training)
         torch.manual_seed(0)
         try:
@@ -112,8 +114,12 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _run(model: nn.Module, example: Any, *, training: bool) -> Any:
-    twin = duplicate(model, {id(p): p for p in model.parameters()})
+def _twin(model: nn.Module) -> nn.Module:
+    """Copy of a model with buffers and modes of its own."""
+    return duplicate(model, {id(p): p for p in model.parameters()})
+
+
+def _run(twin: nn.Module, example: Any, *, training: bool) -> Any:
     twin.train(training)
     with _NoDropout():
         if isinstance(example, torch.Tensor):
