@@ -46,7 +46,8 @@ MESSAGES = {
         "a reshape interleaves these units with others, so one of them can't be inserted alone"
     ),
     "unread": "nothing reads these units",
-    "weight_norm": "weight normalisation over these units: new ones would rescale the old ones",
+    "weight_norm": "the weights are normalised over these units: new ones would rescale the old",
+    "dot": "a dot product, as in spectral normalisation, mixes all units",
     "constant": "a buffer, which never trains, computes these units",
     "requires_grad": (
         "nothing that reads these units requires gradients, so new ones would never have an effect"

@@ -7,6 +7,7 @@ not on values, so an uninitialised result of the right shape serves.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -136,8 +137,14 @@ class Propagation:
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
         for plane in planes:
-            for axis in self.book.writer(plane.zero):
+            for axis in self.book.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
+
+    def _origin(self, labels: Labels) -> list[Axis]:
+        """Find the axis that a computed weight's rows descend from."""
+        first = int(labels.reshape(-1)[0])
+        starts = [int(own[0]) for own in self.axes.values()]  # ascending: labels are in order
+        return [list(self.axes)[bisect_right(starts, first) - 1]]
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
         """Freeze all labels of ``planes``."""

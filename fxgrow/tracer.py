@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
+from .recompute import KEY, Regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_modules=none, param_shapes_constant=False)
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {}
+        self.regions = Regions()
         self._busy = False
 
     # -- what is opened ---------------------------------------------------------
@@ -152,9 +154,12 @@ class Tracer(fx.Tracer):
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Remember the user's source line."""
+        """Remember the user's source line, and whether it is checkpointed."""
         node = super().create_node(*args, **kwargs)
         node.meta["source"] = _location()
+        region = self.regions.of(sys._getframe(1), graph_of.__code__)
+        if region is not None and node.op not in {"placeholder", "output"}:
+            node.meta[KEY] = region
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -173,6 +178,8 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Compute the truth of a value; guard it where it depends on shapes."""
+        if obj.node.target is getattr and obj.node.args[1] == "requires_grad":
+            return self._requires_grad(obj.node.args[0])
         truth = bool(self.concrete(obj.node))
         origins = self._origins(obj.node)
         if "data" in origins:
@@ -180,6 +187,13 @@ class Tracer(fx.Tracer):
         if "size" in origins:
             self.create_node("call_function", guard, (obj.node, truth), {})
         return truth
+
+    def _requires_grad(self, node: Any) -> bool:
+        """Answer for a run in the mode at hand: in training, what the model computes does."""
+        training = bool(self.root.training)  # asks the flag, so that both modes are traced
+        if node.op in {"placeholder", "get_attr"}:
+            return bool(self.concrete(node).requires_grad)
+        return training
 
     def iter(self, obj: Any) -> Any:
         """Unpack tensors' shapes and tuples: their length is known."""

@@ -95,6 +95,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.bmm, "bmm"),
     _family(contract.baddbmm, "baddbmm"),
     _family(contract.mv, "mv"),
+    _family(contract.dot, "dot vdot"),
     _family(contract.linear, "linear"),
     _family(contract.convolution, "convolution"),
     _family(contract.embedding, "embedding"),
