@@ -290,13 +290,13 @@ def _useless(analysis: Analysis, slots: list[Slot], *, copies: bool) -> Reason |
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     for role, axis in own:
-        if axis in book.rigid and (role != "consumer" or copies):
-            return _reason("weight_norm", book.rigid[axis])
+        if axis in book.weights.rigid and (role != "consumer" or copies):
+            return _reason("weight_norm", book.weights.rigid[axis])
     if not any(role == "consumer" for role, _ in own):
         return _reason("unread", None)
-    if any(role == "producer" and not book.rank[axis] for role, axis in own):
+    if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
         return _reason("constant", None)
-    resting = all(book.rank[axis] < 2 for role, axis in own if role == "consumer")
+    resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
     # Where nothing at all requires gradients, the model is not in training: no part rests.
     if resting and any(p.requires_grad for p in analysis.traced.root.parameters()):
         return _reason("requires_grad", None)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .weights import WeightAxes
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -111,22 +113,7 @@ class LabelBook:
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
-    # Of each axis: 2 when its entries train, 1 for resting parameters, 0 for buffers.
-    rank: dict[Axis, int] = field(default_factory=dict)
-    # Rows that are normalised, and the axis that holds their magnitudes (weight norm).
-    scales: dict[Axis, Axis] = field(default_factory=dict)
-    # Axes that a norm of weights runs over: zeros may be added along them, nothing else.
-    rigid: dict[Axis, Where] = field(default_factory=dict)
-
-    def writer(self, zero: Sequence[Axis]) -> list[Axis]:
-        """Axes of ``zero`` that make rows: the first parameter, and where its scale lies."""
-        first = [a for a in zero if self.rank.get(a, 2)][:1] or list(zero[:1])
-        return first + [self.scales[a] for a in first if a in self.scales]
-
-    def closer(self, zero: Sequence[Axis]) -> Axis | None:
-        """Return the axis of ``zero`` that closes new units; never a buffer, which can't train."""
-        able = [a for a in zero if self.rank.get(a, 2) and a not in self.scales]
-        return max(reversed(able), key=lambda a: self.rank.get(a, 2), default=None)
+    weights: WeightAxes = field(default_factory=WeightAxes)
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -263,11 +250,11 @@ class LabelBook:
         """Sum over ``dims``: partial overlaps merge units, whole planes must close."""
         gone, kept = self._split(planes, dims)
         for plane in gone:
-            axis = self.closer(plane.zero)
+            axis = self.weights.closer(plane.zero)
             if axis is not None:
                 self.closers.setdefault(axis, []).append(where)
             else:
-                able = [(p.labels, self.closer(p.zero)) for p in gone]
+                able = [(p.labels, self.weights.closer(p.zero)) for p in gone]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept

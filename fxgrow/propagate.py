@@ -112,7 +112,7 @@ class Propagation:
             if axis not in self.axes:
                 self.axes[axis] = self.book.fresh(size)
                 parameter = isinstance(tensor, torch.nn.Parameter)
-                self.book.rank[axis] = parameter * (1 + tensor.requires_grad)
+                self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
             shape = [1] * tensor.ndim
             shape[dim] = size
             planes.append(Plane(self.axes[axis].reshape(shape), (axis,)))
@@ -137,7 +137,7 @@ class Propagation:
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
         for plane in planes:
-            for axis in self.book.writer(plane.zero) or self._origin(plane.labels):
+            for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
 
     def _origin(self, labels: Labels) -> list[Axis]:

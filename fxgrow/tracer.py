@@ -122,10 +122,20 @@ class Tracer(fx.Tracer):
             self._forget_after(last)
             # torch leaves them as they were when it failed
             self.scope, self.module_stack = scope, stack
+            if not self.proxy_buffer_attributes:
+                # A buffer cut to the input's size can only be cut in the graph.
+                return self._with_buffers(m, forward, args, kwargs)
             name = self.path_of_module(m)
             if m is self.root:
                 raise
             return self.create_proxy("call_module", name, args, kwargs)
+
+    def _with_buffers(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        self.proxy_buffer_attributes = True
+        try:
+            return self.call_module(m, forward, args, kwargs)
+        finally:
+            self.proxy_buffer_attributes = False
 
     def create_arg(self, a: Any) -> Any:
         """Arguments of nodes; a training flag becomes a plain bool."""
@@ -311,10 +321,11 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
     TraceError
         When its forward can't be a graph.
     """
-    tracer = Tracer(inputs)
     try:
-        with torch.no_grad():
-            graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+        try:
+            graph = _attempt(root, inputs)
+        except _REFUSALS:
+            graph = _attempt(root, inputs, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
@@ -323,6 +334,14 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
         ) from error
     _drop_unused(graph)
     return graph
+
+
+def _attempt(root: nn.Module, inputs: Inputs, *, buffers: bool = False) -> fx.Graph:
+    """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
+    tracer = Tracer(inputs)
+    tracer.proxy_buffer_attributes = buffers
+    with torch.no_grad():
+        return tracer.trace(root, concrete_args=_defaults(root, inputs))
 
 
 def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]
     """Write down which buffers multiply: masks of zeros and ones are among them."""
     for planes, _ in operands:
         for axis in (a for plane in planes for a in plane.zero):
-            if not state.book.rank[axis]:
+            if not state.book.weights.rank[axis]:
                 state.roles.setdefault(axis, set()).add("factor")
 
 

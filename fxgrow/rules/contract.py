@@ -89,9 +89,9 @@ def _matmul(
 def _hold(state: Propagation, op: str, planes: Iterable[Plane]) -> None:
     """Only zeros may be added where weights are multiplied with weights (spectral norms)."""
     for plane in planes:
-        axis = state.book.closer(plane.zero)
+        axis = state.book.weights.closer(plane.zero)
         if axis is not None:
-            state.book.rigid[axis] = state.where(op)
+            state.book.weights.rigid[axis] = state.where(op)
 
 
 def mm(state: Propagation, call: Call) -> list[Plane]:
