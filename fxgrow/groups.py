@@ -18,7 +18,8 @@ from .shuffle import Shuffle, find_shuffles
 if TYPE_CHECKING:
     from .analyse import Analysis
     from .ir import Role
-    from .labels import Axis, LabelBook, Labels, Where
+    from .labels import LabelBook, Where
+    from .planes import Axis, Labels
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -46,7 +47,8 @@ MESSAGES = {
         "a reshape interleaves these units with others, so one of them can't be inserted alone"
     ),
     "unread": "nothing reads these units",
-    "weight_norm": "weight normalisation over these units: new ones would rescale the old ones",
+    "weight_norm": "the weights are normalised over these units: new ones would rescale the old",
+    "dot": "a dot product, as in spectral normalisation, mixes all units",
     "constant": "a buffer, which never trains, computes these units",
     "requires_grad": (
         "nothing that reads these units requires gradients, so new ones would never have an effect"
@@ -289,13 +291,13 @@ def _useless(analysis: Analysis, slots: list[Slot], *, copies: bool) -> Reason |
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     for role, axis in own:
-        if axis in book.rigid and (role != "consumer" or copies):
-            return _reason("weight_norm", book.rigid[axis])
+        if axis in book.weights.rigid and (role != "consumer" or copies):
+            return _reason("weight_norm", book.weights.rigid[axis])
     if not any(role == "consumer" for role, _ in own):
         return _reason("unread", None)
-    if any(role == "producer" and not book.rank[axis] for role, axis in own):
+    if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
         return _reason("constant", None)
-    resting = all(book.rank[axis] < 2 for role, axis in own if role == "consumer")
+    resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
     # Where nothing at all requires gradients, the model is not in training: no part rests.
     if resting and any(p.requires_grad for p in analysis.traced.root.parameters()):
         return _reason("requires_grad", None)

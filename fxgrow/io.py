@@ -23,7 +23,9 @@ from safetensors.torch import save_file
 
 from .errors import FileError, FxgrowError, InputError
 from .ir import Growth, Plan, Verification, Votes
+from .plain import plain
 from .report import plan_dict, verification_dict, votes_dict
+from .trace import shadow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -320,6 +322,10 @@ def _checked_meta(path: Path, metadata: Mapping[str, str] | None) -> dict[str, A
 def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growth:
     inputs = example_inputs(meta["inputs"])
     first, *later = meta["steps"]
+    base = plain(base)
+    resting = {name for name, p in base.named_parameters() if not p.requires_grad}
+    if resting:  # the file may hold growth from before they were put to rest
+        base = shadow(base, {id(p): _awake(p) for p in base.parameters()})
     try:
         growth = _widen_again(base, inputs, first, meta["emit"])
         for step in later:
@@ -327,7 +333,13 @@ def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growt
     except FxgrowError as error:
         msg = f"{path}: does not belong to this base model: {error}"
         raise FileError(msg) from error
+    for name, parameter in growth.module.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in resting)
     return growth
+
+
+def _awake(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point())
 
 
 def _widen_again(

@@ -14,38 +14,15 @@ channel?) is written down as an event and decided in :meth:`LabelBook.settle`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from .planes import Axis, Labels, Plane
+from .weights import WeightAxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-Labels = npt.NDArray[np.int64]
-Axis = tuple[str, int]  # (tensor name, dim)
-
-
-class Plane(NamedTuple):
-    """Labels in broadcast shape.
-
-    ``zero`` names the parameter axes whose entries, when zero at a position, make the
-    value zero there: a contraction over such a plane is *closed* by them.
-    """
-
-    labels: Labels
-    zero: tuple[Axis, ...] = ()
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Dimensions along which the plane varies."""
-        return _varying(self.labels.shape)
-
-
-@lru_cache(maxsize=4096)
-def _varying(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(d for d, size in enumerate(shape) if size > 1)
 
 
 class Where(NamedTuple):
@@ -118,22 +95,7 @@ class LabelBook:
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
-    # Of each axis: 2 when its entries train, 1 for resting parameters, 0 for buffers.
-    rank: dict[Axis, int] = field(default_factory=dict)
-    # Rows that are normalised, and the axis that holds their magnitudes (weight norm).
-    scales: dict[Axis, Axis] = field(default_factory=dict)
-    # Axes that a norm of weights runs over: zeros may be added along them, nothing else.
-    rigid: dict[Axis, Where] = field(default_factory=dict)
-
-    def writer(self, zero: Sequence[Axis]) -> list[Axis]:
-        """Axes of ``zero`` that make rows: the first parameter, and where its scale lies."""
-        first = [a for a in zero if self.rank.get(a, 2)][:1] or list(zero[:1])
-        return first + [self.scales[a] for a in first if a in self.scales]
-
-    def closer(self, zero: Sequence[Axis]) -> Axis | None:
-        """Return the axis of ``zero`` that closes new units; never a buffer, which can't train."""
-        able = [a for a in zero if self.rank.get(a, 2) and a not in self.scales]
-        return max(reversed(able), key=lambda a: self.rank.get(a, 2), default=None)
+    weights: WeightAxes = field(default_factory=WeightAxes)
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -297,11 +259,11 @@ class LabelBook:
         """Sum over ``dims``: partial overlaps merge units, whole planes must close."""
         gone, kept = self._split(planes, dims)
         for plane in gone:
-            axis = self.closer(plane.zero)
+            axis = self.weights.closer(plane.zero)
             if axis is not None:
                 self.closers.setdefault(axis, []).append(where)
             else:
-                able = [(p.labels, self.closer(p.zero)) for p in gone]
+                able = [(p.labels, self.weights.closer(p.zero)) for p in gone]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept
@@ -377,62 +339,3 @@ def _pattern(labels: Labels) -> Labels:
     """Write labels as numbers in order of first appearance: which positions share one."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
-
-
-def compress(labels: Labels) -> Labels:
-    """Drop (to size 1) every dimension along which ``labels`` does not vary."""
-    for dim, size in enumerate(labels.shape):
-        if size > 1:
-            head = labels.take([0], axis=dim)
-            if (labels == head).all():
-                labels = head
-    return labels
-
-
-def reshape_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Split a reshape into blocks of old and new dimensions of equal product.
-
-    Examples
-    --------
-    >>> reshape_blocks((2, 12, 5), (2, 3, 4, 5))
-    [([0], [0]), ([1], [1, 2]), ([2], [3])]
-    """
-    blocks: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        olds, news = [], []
-        a = b = 1
-        if i < len(old):
-            a, olds, i = old[i], [i], i + 1
-        if j < len(new):
-            b, news, j = new[j], [j], j + 1
-        while a != b:
-            if (a < b and i < len(old)) or j >= len(new):
-                a, i = a * old[i], i + 1
-                olds.append(i - 1)
-            else:
-                b, j = b * new[j], j + 1
-                news.append(j - 1)
-        blocks.append((olds, news))
-    return blocks
-
-
-def reshape_plane(
-    labels: Labels, old: Sequence[int], new: Sequence[int]
-) -> tuple[Labels, list[tuple[Labels, Labels]]]:
-    """Reshape a plane in broadcast shape; also return the blocks that changed it."""
-    before, after = [1] * len(old), [1] * len(new)
-    changed: list[tuple[list[int], list[int]]] = []
-    for olds, news in reshape_blocks(old, new):
-        if any(labels.shape[d] > 1 for d in olds):
-            for d in olds:
-                before[d] = old[d]
-            for d in news:
-                after[d] = new[d]
-            if sum(old[d] > 1 for d in olds) > 1 or sum(new[d] > 1 for d in news) > 1:
-                changed.append((olds, news))
-    full = np.broadcast_to(labels, before)
-    result = full.reshape(after)
-    if not changed:
-        return result, []
-    return compress(result), [(full, result)]

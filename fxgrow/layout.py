@@ -13,7 +13,8 @@ from .ir import AxisMap, Group, GrownGroup, GrownSlot, IndexMap
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from .labels import Axis, LabelBook, Labels
+    from .labels import LabelBook
+    from .planes import Axis, Labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from .plain import computed
+from .recompute import KEY, checkpointed_forward
 
 _TREE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
 # What runs around the outermost forward; the others run with the modules they are on.
@@ -45,7 +46,8 @@ class GrownModule(fx.GraphModule):
     def _add_train_graph(self, root: nn.Module, graph: fx.Graph) -> None:
         twin = fx.GraphModule(root, graph, "TrainGraph")
         object.__setattr__(self, "_train_module", twin)
-        object.__setattr__(self, "_train_forward", type(twin).forward)
+        checkpointed = checkpointed_forward(graph, "train", type(self))
+        object.__setattr__(self, "_train_forward", checkpointed or type(twin).forward)
 
         def forward(self: GrownModule, *args: Any, **kwargs: Any) -> Any:
             chosen: Any = self._train_forward if self.training else self._eval_forward
@@ -63,6 +65,9 @@ class GrownModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Recompile the eval graph (after an edit); the training graph is kept."""
         code = super().recompile()
+        checkpointed = checkpointed_forward(self.graph, "eval", type(self))
+        if checkpointed is not None:
+            type(self).forward = checkpointed
         if self.__dict__.get("_train_module") is not None:
             object.__setattr__(self, "_eval_forward", type(self).forward)
             self._add_train_graph(self.__dict__["_train_module"], self.train_graph)
@@ -110,7 +115,10 @@ def _encode(graph: fx.Graph) -> list[tuple[Any, ...]]:
     def plain(args: Any) -> Any:
         return fx.node.map_arg(args, refs.__getitem__)
 
-    return [(n.name, n.op, n.target, plain(n.args), plain(n.kwargs), n.type) for n in graph.nodes]
+    return [
+        (n.name, n.op, n.target, plain(n.args), plain(n.kwargs), n.type, n.meta.get(KEY))
+        for n in graph.nodes
+    ]
 
 
 def _decode(records: list[tuple[Any, ...]]) -> fx.Graph:
@@ -128,10 +136,12 @@ def _decode(records: list[tuple[Any, ...]]) -> fx.Graph:
             return {k: real(v) for k, v in value.items()}
         return value
 
-    for name, op, target, args, kwargs, kind in records:
+    for name, op, target, args, kwargs, kind, region in records:
         nodes[name] = graph.create_node(
             op, target, real(_lists(args)), real(_lists(kwargs)), name, kind
         )
+        if region is not None:
+            nodes[name].meta[KEY] = region
     return graph
 
 

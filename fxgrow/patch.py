@@ -21,7 +21,8 @@ from .analyse import Noted
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .labels import LabelBook, Labels
+    from .labels import LabelBook
+    from .planes import Labels
 
 
 @dataclass(frozen=True, eq=False)

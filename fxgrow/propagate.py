@@ -7,6 +7,7 @@ not on values, so an uninitialised result of the right shape serves.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .labels import Axis, LabelBook, Labels, Plane, Where
+from .labels import LabelBook, Where
+from .planes import Axis, Labels, Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,7 +113,7 @@ class Propagation:
             if axis not in self.axes:
                 self.axes[axis] = self.book.fresh(size)
                 parameter = isinstance(tensor, torch.nn.Parameter)
-                self.book.rank[axis] = parameter * (1 + tensor.requires_grad)
+                self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
             shape = [1] * tensor.ndim
             shape[dim] = size
             planes.append(Plane(self.axes[axis].reshape(shape), (axis,)))
@@ -136,8 +138,14 @@ class Propagation:
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
         for plane in planes:
-            for axis in self.book.writer(plane.zero):
+            for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
+
+    def _origin(self, labels: Labels) -> list[Axis]:
+        """Find the axis that a computed weight's rows descend from."""
+        first = int(labels.reshape(-1)[0])
+        starts = [int(own[0]) for own in self.axes.values()]  # ascending: labels are in order
+        return [list(self.axes)[bisect_right(starts, first) - 1]]
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
         """Freeze all labels of ``planes``."""

@@ -269,8 +269,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 LabelMode(state, rules),
             ):
                 run.run(list(graph.nodes))
-    for name, module in root.named_modules():
-        widened.edits.extend(patch_parametrized(module, name))
+        for name, module in root.named_modules():
+            widened.edits.extend(patch_parametrized(module, name))
     state.book.settle()
     check_partition(state, layout)
 

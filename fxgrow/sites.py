@@ -9,6 +9,7 @@ import torch
 
 from .coupling import COUPLINGS, Coupling, CouplingSetup, Rows
 from .ir import GrownGroup
+from .precision import master
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,6 +18,7 @@ class Site:
 
     Without ``views`` the optimizer steps the parameter itself. With views (coupled rows)
     the parameter holds the effective values: ``base`` plus the couplings' displacements.
+    Of a parameter of half precision ``base`` is a float32 copy.
     """
 
     name: str
@@ -34,14 +36,21 @@ class Site:
     def place(self) -> None:
         """Write the effective values into the parameter and forget its gradient."""
         self.param.grad = None
-        if self.views:
-            self.param.copy_(self.base)
+        if self.base is self.param:
+            return
+        if self.base.dtype != self.param.dtype:
+            exact = self.base.clone()
             for rows, coupling in self.views:
-                rows.add_(self.param, coupling.displacement())
+                rows.add_(exact, coupling.displacement())
+            self.param.copy_(exact)
+            return
+        self.param.copy_(self.base)
+        for rows, coupling in self.views:
+            rows.add_(self.param, coupling.displacement())
 
     def reset(self) -> None:
         """Put the own values back."""
-        if self.views:
+        if self.base is not self.param:
             self.param.copy_(self.base)
 
     def pull(self, paper: bool) -> None:
@@ -51,11 +60,12 @@ class Site:
             for tensor in self.trained(paper):
                 tensor.grad = None
             return
+        grad = grad.to(self.base.dtype)
         for dim, index in self.pending:
             grad.index_fill_(dim, index, 0)
         for rows, coupling in self.views:
             coupling.pull(rows.gather(grad))
-        if self.views and self.next_layer:
+        if self.base is not self.param and self.next_layer:
             self.base.grad = grad
         elif self.views and paper:
             self.base.grad = torch.zeros_like(grad)
@@ -98,7 +108,7 @@ def collect(
         if slot.role != "producer" or param is None or not param.requires_grad:
             continue
         rows = Rows.of(slot, param)
-        like = rows.gather(param.detach())
+        like = rows.gather(master(param).detach())
         own = replace(setup, initial=initial.get(slot.tensor))
         views.setdefault(slot.tensor, []).append((rows, COUPLINGS[coupling](rows, like, own)))
     following = _next_layer(group, params)
@@ -106,7 +116,7 @@ def collect(
         Site(
             name=name,
             param=params[name],
-            base=params[name].detach().clone() if name in views else params[name],
+            base=master(params[name].detach().clone() if name in views else params[name]),
             views=tuple(views.get(name, ())),
             next_layer=name in following,
             pending=_pending(name, params[name], later),

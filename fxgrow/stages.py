@@ -187,13 +187,15 @@ def votes_on(
     arXiv 2509.18842, section SVoD.
     """
     check_growable(inspection)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise NothingToGrow(
+            "no parameter requires gradients, so no candidate could ever train; call "
+            "model.requires_grad_(True), or grow by hand with widen()"
+        )
     counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
     if not counts:
         raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
     clone = rewrite(model, inspection, counts, seed=seed)
-    # The clone is used up by the vote: all of it trains.
-    for parameter in clone.module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
     return cast_votes(
         clone.module,
         clone.groups,

@@ -185,7 +185,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
         for name, module in modules.items():
             module.training = modes[name]
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
-        graphs["train"] = graphs["eval"]
+        graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
     return Traced(root, graphs, inputs)
 
 

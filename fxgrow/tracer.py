@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
+from .recompute import KEY, Regions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_modules=none, param_shapes_constant=False)
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {}
+        self.regions = Regions()
         self._busy = False
 
     # -- what is opened ---------------------------------------------------------
@@ -120,10 +122,20 @@ class Tracer(fx.Tracer):
             self._forget_after(last)
             # torch leaves them as they were when it failed
             self.scope, self.module_stack = scope, stack
+            if not self.proxy_buffer_attributes:
+                # A buffer cut to the input's size can only be cut in the graph.
+                return self._with_buffers(m, forward, args, kwargs)
             name = self.path_of_module(m)
             if m is self.root:
                 raise
             return self.create_proxy("call_module", name, args, kwargs)
+
+    def _with_buffers(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        self.proxy_buffer_attributes = True
+        try:
+            return self.call_module(m, forward, args, kwargs)
+        finally:
+            self.proxy_buffer_attributes = False
 
     def create_arg(self, a: Any) -> Any:
         """Arguments of nodes; a training flag becomes a plain bool."""
@@ -152,9 +164,12 @@ class Tracer(fx.Tracer):
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Remember the user's source line."""
+        """Remember the user's source line, and whether it is checkpointed."""
         node = super().create_node(*args, **kwargs)
         node.meta["source"] = _location()
+        region = self.regions.of(sys._getframe(1), graph_of.__code__)
+        if region is not None and node.op not in {"placeholder", "output"}:
+            node.meta[KEY] = region
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -173,6 +188,8 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Compute the truth of a value; guard it where it depends on shapes."""
+        if obj.node.target is getattr and obj.node.args[1] == "requires_grad":
+            return self._requires_grad(obj.node.args[0])
         truth = bool(self.concrete(obj.node))
         origins = self._origins(obj.node)
         if "data" in origins:
@@ -180,6 +197,13 @@ class Tracer(fx.Tracer):
         if "size" in origins:
             self.create_node("call_function", guard, (obj.node, truth), {})
         return truth
+
+    def _requires_grad(self, node: Any) -> bool:
+        """Answer for a run in the mode at hand: in training, what the model computes does."""
+        training = bool(self.root.training)  # asks the flag, so that both modes are traced
+        if node.op in {"placeholder", "get_attr"}:
+            return bool(self.concrete(node).requires_grad)
+        return training
 
     def iter(self, obj: Any) -> Any:
         """Unpack tensors' shapes and tuples: their length is known."""
@@ -297,10 +321,11 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
     TraceError
         When its forward can't be a graph.
     """
-    tracer = Tracer(inputs)
     try:
-        with torch.no_grad():
-            graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+        try:
+            graph = _attempt(root, inputs)
+        except _REFUSALS:
+            graph = _attempt(root, inputs, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
@@ -309,6 +334,14 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
         ) from error
     _drop_unused(graph)
     return graph
+
+
+def _attempt(root: nn.Module, inputs: Inputs, *, buffers: bool = False) -> fx.Graph:
+    """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
+    tracer = Tracer(inputs)
+    tracer.proxy_buffer_attributes = buffers
+    with torch.no_grad():
+        return tracer.trace(root, concrete_args=_defaults(root, inputs))
 
 
 def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 
 from .errors import VerificationError
@@ -19,12 +20,15 @@ from .plain import duplicate, eagerly, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_LOW = {torch.float16, torch.bfloat16}
 
 
 def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     """Compare outputs in eval and in train mode (same random state, dropout off).
 
+    Parameters and inputs of half precision are compared in float32 where the model allows
+    (a model that casts by hand does not), since a wrong model hides in their rounding.
     Errors are relative to the largest absolute output of the original. Neither model
     is changed: both run as copies that share their parameters.
 
@@ -46,11 +50,12 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     """
     old = plain(old)
     dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
-    errors = {}
-    twins = _twin(old), _twin(new)
-    for training in (False, True):
-        before, after = _outputs(*twins, example, training=training)
-        errors[training] = _difference(before, after)
+    wide = any(t.dtype in _LOW for t in [*old.parameters(), *old.buffers()])
+    try:
+        errors = _errors(old, new, example, wide=wide)
+        dtype = torch.float32 if wide else dtype
+    except _CastsByHand:
+        errors = _errors(old, new, example, wide=False)
     return Verification(
         errors[False],
         errors[True],
@@ -60,20 +65,39 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     )
 
 
-def _outputs(old: nn.Module, new: nn.Module, example: Any, *, training: bool) -> tuple[Any, Any]:
+class _CastsByHand(Exception):
+    """The original does not run in float32."""
+
+
+def _errors(old: nn.Module, new: nn.Module, example: Any, *, wide: bool) -> dict[bool, float]:
+    """Largest relative difference by mode."""
+    twins = _twin(old, wide=wide), _twin(new, wide=wide)
+    return {
+        training: _difference(*_outputs(*twins, example, training=training, wide=wide))
+        for training in (False, True)
+    }
+
+
+def _outputs(
+    old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide: bool
+) -> tuple[Any, Any]:
     with torch.no_grad(), _repeatable(), eagerly():
         torch.manual_seed(0)
         try:
-            before = _run(old, example, training=training)
+            before = _run(old, example, training=training, wide=wide)
+        except RuntimeError as error:
+            if not wide:
+                raise
+            raise _CastsByHand from error
         except ValueError:  # a norm can't train on one value per channel: give it two
             if not hasattr(example, "doubled") or not training:
                 raise
             example = example.doubled()
             torch.manual_seed(0)
-            before = _run(old, example, training=training)
+            before = _run(old, example, training=training, wide=wide)
         torch.manual_seed(0)
         try:
-            return before, _run(new, example, training=training)
+            return before, _run(new, example, training=training, wide=wide)
         except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
             raise VerificationError(
                 f"the widened model does not run: {error}. Sizes in the model's own Python code "
@@ -114,21 +138,39 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """Copy of a model with buffers and modes of its own."""
-    return duplicate(model, {id(p): p for p in model.parameters()})
+def _twin(model: nn.Module, *, wide: bool) -> nn.Module:
+    """Copy of a model with buffers and modes of its own; ``wide``: half precision as float32."""
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    if wide:
+        tensors = [*model.parameters(), *model.buffers()]
+        shared.update({id(t): _wider(t) for t in tensors if t.dtype in _LOW})
+    return duplicate(model, shared)
 
 
-def _run(twin: nn.Module, example: Any, *, training: bool) -> Any:
+def _run(twin: nn.Module, example: Any, *, training: bool, wide: bool) -> Any:
     twin.train(training)
+    args, kwargs = _arguments(example)
+    if wide:
+        args, kwargs = map_aggregate((args, kwargs), _wider)
     with _NoDropout():
-        if isinstance(example, torch.Tensor):
-            return twin(example)
-        if isinstance(example, dict):
-            return twin(**example)
-        if isinstance(example, (tuple, list)):
-            return twin(*example)
-        return twin(*example.args, **example.kwargs)
+        return twin(*args, **kwargs)
+
+
+def _wider(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.dtype not in _LOW:
+        return value
+    single = value.detach().float()
+    return nn.Parameter(single) if isinstance(value, nn.Parameter) else single
+
+
+def _arguments(example: Any) -> tuple[Any, Any]:
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, dict):
+        return (), example
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    return example.args, dict(example.kwargs)
 
 
 def _difference(before: Any, after: Any) -> float:

@@ -18,6 +18,7 @@ from .ballot import Candidates, candidate_count, count_votes, vote_noise
 from .data import LossFn, Progress, batch_loss, batches, count_batches, seeded
 from .ir import Group, GrownGroup, GrownSlot, Unit, Votes
 from .plan import price
+from .precision import Masters
 
 __all__ = [
     "Candidates",
@@ -80,7 +81,7 @@ def train_candidates(
     momentum: float = 0.1,
     progress: Progress | None = None,
 ) -> None:
-    """Train all weights of the clone with RMSprop, in train mode, in place.
+    """Train the clone's weights that require gradients with RMSprop, in train mode, in place.
 
     Parameters
     ----------
@@ -101,14 +102,17 @@ def train_candidates(
         See :func:`fxgrow.data.batch_loss`.
     """
     weights = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.RMSprop(weights, lr=lr, alpha=alpha, momentum=momentum)
+    masters = Masters(weights)
+    optimizer = torch.optim.RMSprop(masters.tensors, lr=lr, alpha=alpha, momentum=momentum)
     module.train()
     total, done = count_batches(data) * epochs, 0
     for _ in range(epochs):
         for number, (inputs, targets) in enumerate(batches(data, module)):
-            optimizer.zero_grad()
+            module.zero_grad()
             torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
+            masters.pull()
             optimizer.step()
+            masters.push()
             done += 1
             if progress:
                 progress("vote: training candidates", done, total)
@@ -248,6 +252,8 @@ def cast_votes(
     with seeded(seed, module):
         fill_candidates(module, grown, torch.Generator().manual_seed(seed), scale)
         train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress)
+        for parameter in module.parameters():  # resting rows are judged too, but never stepped
+            parameter.requires_grad_(parameter.is_floating_point())
         by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress)
     values = {name: rows.mean(axis=0) for name, rows in by_batch.items()}
     return Votes(
@@ -278,9 +284,8 @@ def _slopes(slot: GrownSlot, tensor: torch.Tensor) -> np.ndarray:
     if tensor.grad is None:  # not used in this batch, or frozen by the user
         return np.zeros(len(slot.new))
     index = torch.from_numpy(slot.new.reshape(-1)).to(tensor.device)
-    product = tensor.detach().index_select(slot.dim, index) * tensor.grad.index_select(
-        slot.dim, index
-    )
-    per_slice = product.movedim(slot.dim, 0).reshape(len(index), -1).double().sum(dim=1)
+    product = tensor.detach().index_select(slot.dim, index).double()
+    product = product * tensor.grad.index_select(slot.dim, index)
+    per_slice = product.movedim(slot.dim, 0).reshape(len(index), -1).sum(dim=1)
     result: np.ndarray = per_slice.reshape(slot.new.shape).sum(dim=1).cpu().numpy()
     return result

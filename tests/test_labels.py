@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxgrow.labels import LabelBook, Plane, Where, compress, reshape_blocks, reshape_plane
+from fxgrow.labels import LabelBook, Where
+from fxgrow.planes import Plane, compress, reshape_blocks, reshape_plane
 
 HERE = Where("test", None)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..labels import Plane
+from ..planes import Plane
 from . import contract, reduce, shape
 from .skip import SHORTCUTS
 
@@ -58,7 +58,7 @@ def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]
     """Write down which buffers multiply: masks of zeros and ones are among them."""
     for planes, _ in operands:
         for axis in (a for plane in planes for a in plane.zero):
-            if not state.book.rank[axis]:
+            if not state.book.weights.rank[axis]:
                 state.roles.setdefault(axis, set()).add("factor")
 
 
@@ -95,6 +95,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.bmm, "bmm"),
     _family(contract.baddbmm, "baddbmm"),
     _family(contract.mv, "mv"),
+    _family(contract.dot, "dot vdot"),
     _family(contract.linear, "linear"),
     _family(contract.convolution, "convolution"),
     _family(contract.embedding, "embedding"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..labels import Plane
+from ..planes import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -81,7 +81,17 @@ def _matmul(
     over = [ndim - 1]
     left = (spread(state.planes(a), dims_a, ndim), shapes[0], state.is_weight(a))
     right = (spread(state.planes(b), dims_b, ndim), shapes[1], state.is_weight(b))
+    if left[2] and right[2]:
+        _hold(state, call.name, [p for p in (*left[0], *right[0]) if p.dims == (ndim - 1,)])
     return squeeze_to(contraction(state, call.name, left, right, over), range(ndim - 1))
+
+
+def _hold(state: Propagation, op: str, planes: Iterable[Plane]) -> None:
+    """Only zeros may be added where weights are multiplied with weights (spectral norms)."""
+    for plane in planes:
+        axis = state.book.weights.closer(plane.zero)
+        if axis is not None:
+            state.book.weights.rigid[axis] = state.where(op)
 
 
 def mm(state: Propagation, call: Call) -> list[Plane]:
@@ -97,6 +107,13 @@ def bmm(state: Propagation, call: Call) -> list[Plane]:
 def mv(state: Propagation, call: Call) -> list[Plane]:
     """``(M, K) @ (K,)``."""
     return _matmul(state, call, call.args[0], call.args[1], (0, 1), (1,))
+
+
+def dot(state: Propagation, call: Call) -> tuple[()]:
+    """``(K,) @ (K,)``: a number that every unit has a part in."""
+    for tensor in call.args[:2]:
+        state.freeze(state.planes(tensor), "dot", call.name)
+    return ()
 
 
 def linear(state: Propagation, call: Call) -> list[Plane]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..labels import Plane
+from ..planes import Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -176,8 +176,8 @@ def weight_norm(state: Propagation, call: Call) -> list[list[Plane]]:
         kept.append(plane)
         for axis in plane.zero:
             if plane.dims != (dim,):
-                state.book.rigid[axis] = where
+                state.book.weights.rigid[axis] = where
             elif magnitudes:
-                state.book.scales[axis] = magnitudes[-1]
+                state.book.weights.scales[axis] = magnitudes[-1]
     operands = [(kept, v.shape), (state.planes(g), g.shape)]
     return [state.book.meet(operands, v.ndim, where, product=True), []]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..labels import Labels, Plane, Reshape, compress, reshape_plane
+from ..labels import Reshape
+from ..planes import Labels, Plane, compress, reshape_plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,99 @@
+"""Planes: which label every position of a tensor descends from, and how they are reshaped.
+
+A plane is stored in broadcast shape, with size 1 in every dimension along which it does
+not vary.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Labels = npt.NDArray[np.int64]
+Axis = tuple[str, int]  # (tensor name, dim)
+
+
+class Plane(NamedTuple):
+    """Labels in broadcast shape.
+
+    ``zero`` names the parameter axes whose entries, when zero at a position, make the
+    value zero there: a contraction over such a plane is *closed* by them.
+    """
+
+    labels: Labels
+    zero: tuple[Axis, ...] = ()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions along which the plane varies."""
+        return _varying(self.labels.shape)
+
+
+@lru_cache(maxsize=4096)
+def _varying(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(d for d, size in enumerate(shape) if size > 1)
+
+
+def compress(labels: Labels) -> Labels:
+    """Drop (to size 1) every dimension along which ``labels`` does not vary."""
+    for dim, size in enumerate(labels.shape):
+        if size > 1:
+            head = labels.take([0], axis=dim)
+            if (labels == head).all():
+                labels = head
+    return labels
+
+
+def reshape_blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Split a reshape into blocks of old and new dimensions of equal product.
+
+    Examples
+    --------
+    >>> reshape_blocks((2, 12, 5), (2, 3, 4, 5))
+    [([0], [0]), ([1], [1, 2]), ([2], [3])]
+    """
+    blocks: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        olds, news = [], []
+        a = b = 1
+        if i < len(old):
+            a, olds, i = old[i], [i], i + 1
+        if j < len(new):
+            b, news, j = new[j], [j], j + 1
+        while a != b:
+            if (a < b and i < len(old)) or j >= len(new):
+                a, i = a * old[i], i + 1
+                olds.append(i - 1)
+            else:
+                b, j = b * new[j], j + 1
+                news.append(j - 1)
+        blocks.append((olds, news))
+    return blocks
+
+
+def reshape_plane(
+    labels: Labels, old: Sequence[int], new: Sequence[int]
+) -> tuple[Labels, list[tuple[Labels, Labels]]]:
+    """Reshape a plane in broadcast shape; also return the blocks that changed it."""
+    before, after = [1] * len(old), [1] * len(new)
+    changed: list[tuple[list[int], list[int]]] = []
+    for olds, news in reshape_blocks(old, new):
+        if any(labels.shape[d] > 1 for d in olds):
+            for d in olds:
+                before[d] = old[d]
+            for d in news:
+                after[d] = new[d]
+            if sum(old[d] > 1 for d in olds) > 1 or sum(new[d] > 1 for d in news) > 1:
+                changed.append((olds, news))
+    full = np.broadcast_to(labels, before)
+    result = full.reshape(after)
+    if not changed:
+        return result, []
+    return compress(result), [(full, result)]
