@@ -42,10 +42,12 @@ class Outcome:
         return asdict(self)
 
 
-def size_of(name):
+def size_of(name, model):
     """Pixels at which a torchvision classifier is checked: few."""
     if not name.startswith(FULL_SIZE):
         return SIZES.get(name, 64)
+    if hasattr(model, "image_size"):  # its published weights may want another one
+        return model.image_size
     from torchvision.models import get_model_weights
 
     return get_model_weights(name).DEFAULT.meta["min_size"][0]
@@ -58,7 +60,7 @@ def build(name):
     options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, **options)
-    return prepared(model, size_of(name))
+    return prepared(model, size_of(name, model))
 
 
 def prepared(model, size):
