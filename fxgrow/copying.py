@@ -2,7 +2,8 @@
 
 A module's dictionary holds dozens of empty hook tables, numbers and strings;
 ``copy.deepcopy`` asks each of them how it wants to be copied. Here plain values are told
-apart by their exact type, and everything else is left to ``copy.deepcopy``.
+apart by their exact type, and everything else is left to ``copy.deepcopy``. Computed tensors
+that modules hold (older hooks leave them), which ``copy.deepcopy`` refuses, give their values.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["copy_module"]
+__all__ = ["computed", "copy_module"]
 
 _PLAIN = frozenset(
     {int, float, bool, str, bytes, complex, type(None), type, type(...), torch.dtype, torch.device}
@@ -57,6 +58,11 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         get_state = getattr(value, "__getstate__", None)  # Python 3.10 has none by default
         twin.__setstate__(_entries({}, get_state() if get_state else value.__dict__, memo))
         return twin
+    if isinstance(value, torch.Tensor) and not value.is_leaf:
+        twin = memo[id(value)] = value.detach().clone()
+        return twin
+    if isinstance(value, nn.Module):  # copies itself, or keeps state elsewhere
+        memo.update({key: own for key, own in computed(value).items() if key not in memo})
     return copy.deepcopy(value, memo)
 
 
@@ -64,6 +70,16 @@ def _entries(target: Any, source: Any, memo: dict[int, Any]) -> Any:
     for key, item in source.items():
         target[_copy(key, memo)] = _copy(item, memo)
     return target
+
+
+def computed(model: nn.Module) -> dict[int, Any]:
+    """Return values of the tensors that modules hold as results of a computation, by id."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in module.__dict__.values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 _INHERITED: tuple[tuple[str, Any], ...] = (

@@ -101,11 +101,15 @@ class LabelBook:
         """Return ``count`` labels that nothing is united with."""
         start, self.size = self.size, self.size + count
         if self.size > len(self.parent):
-            grown = np.arange(max(self.size, 2 * len(self.parent)), dtype=np.int64)
-            self.numbers = grown.copy()
-            grown[: len(self.parent)] = self.parent
-            self.parent = grown
+            self.reserve(max(self.size, 4 * len(self.parent)))
         return self.numbers[start : self.size]
+
+    def reserve(self, size: int) -> None:
+        """Make room for ``size`` labels at once."""
+        self.numbers = np.arange(size, dtype=np.int64)
+        parent = self.numbers.copy()
+        parent[: len(self.parent)] = self.parent
+        self.parent = parent
 
     def find(self, labels: Labels) -> Labels:
         """Roots of ``labels``, same shape; compresses the paths it walks."""

@@ -203,7 +203,10 @@ def _insert(
     for block in blocks:
         length = block.last - block.first + 1
         parts.append(np.arange(start, block.last + 1))
-        parts.append(np.tile(np.arange(block.first, block.last + 1), block.added))
+        if length == 1:
+            parts.append(np.full(block.added, block.first))
+        else:
+            parts.append(np.tile(np.arange(block.first, block.last + 1), block.added))
         begin = block.last + 1 + shift
         new = np.arange(begin, begin + length * block.added).reshape(block.added, length)
         fresh[block.owner, block.unit].append(new)

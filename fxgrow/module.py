@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from .plain import computed
+from .copying import computed
 from .recompute import KEY, checkpointed_forward
 
 _TREE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")

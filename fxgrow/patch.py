@@ -371,7 +371,7 @@ def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
 
 def patch_parametrized(module: Any, name: str) -> list[str]:
     """Bring the attributes of a module whose forward was opened in line with its weight."""
-    if not is_parametrized(module, "weight"):
+    if "parametrizations" not in module._modules or not is_parametrized(module, "weight"):
         return []
     with torch.no_grad():
         weight = module.weight

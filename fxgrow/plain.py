@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .copying import copy_module
+from .copying import computed, copy_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import nn
 
-__all__ = ["collector_paused", "computed", "duplicate", "eagerly", "modes_kept", "plain"]
+__all__ = ["collector_paused", "duplicate", "eagerly", "modes_kept", "plain"]
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -63,17 +63,7 @@ def _inner(module: nn.Module) -> nn.Module:
 
 def duplicate(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """Deep copy of ``model``; ``memo`` (by id) says what takes the place of its parts."""
-    return copy_module(model, {**computed(model), **(memo or {})})
-
-
-def computed(model: nn.Module) -> dict[int, Any]:
-    """Return values of the tensors that modules hold as results of a computation, by id."""
-    return {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in module.__dict__.values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
+    return copy_module(model, dict(memo or {}))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from .shuffle import make_explicit
 from .trace import no_fast_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from .inspection import Inspection
 
@@ -147,7 +147,7 @@ class _Widener(LabelExecutor):
         super().__init__(widened.root, analysis.traced.inputs, state)
         self.widened = widened
         self.sizes = sizes
-        self.before = dict(analysis.traced.root.named_modules(remove_duplicate=False))
+        self.before = analysis.traced.root
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
 
@@ -184,25 +184,27 @@ class _Widener(LabelExecutor):
         )
 
     def _patch(self, node: fx.Node) -> None:
-        old = (node.args, node.kwargs, node.target)
-        count = len(node.graph.nodes)
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0]) if node.args else None
             self._resize_computed(name)
             self.widened.edits.extend(patch_module(self.modules[name], name, x))
-        elif node.target in PATCHES:
-            PATCHES[node.target](Site(node, self.sizes, self.known, self.values))
-        elif node.target in ARITHMETIC:
-            keep_numbers(Site(node, self.sizes, self.known, self.values))
-        if len(node.graph.nodes) > count:  # size expressions were put before the node
+            return
+        patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
+        if patch is None:
+            return
+        old, last = (node.args, node.kwargs, node.target), node.prev
+        patch(Site(node, self.sizes, self.known, self.values))
+        if node.prev is not last:  # size expressions were put before the node
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:
             self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
 
     def _resize_computed(self, name: str) -> None:
         """Resize what a module's hooks will compute: attributes are read off it before."""
-        for key, old in self.before[name].__dict__.items():
+        if not self.modules[name]._forward_pre_hooks:
+            return
+        for key, old in self.before.get_submodule(name).__dict__.items():
             if isinstance(old, torch.Tensor) and LABELS_KEY in old.__dict__:
                 noted = Noted(tuple(old.shape), old.__dict__[LABELS_KEY].planes)
                 empty = torch.empty(self.sizes.shape(noted), dtype=old.dtype, device=old.device)
@@ -255,7 +257,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     root = widened.root
     names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
-    with _untouched(root):
+    state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    modules = dict(root.named_modules())
+    with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):
             if mode == "train" and graph is widened.graphs["eval"]:
                 continue
@@ -269,23 +273,24 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 LabelMode(state, rules),
             ):
                 run.run(list(graph.nodes))
-        for name, module in root.named_modules():
+        for name, module in modules.items():
             widened.edits.extend(patch_parametrized(module, name))
     state.book.settle()
     check_partition(state, layout)
 
 
 @contextmanager
-def _untouched(root: nn.Module) -> Iterator[None]:
+def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
     """Restore buffers (a run in train mode updates running statistics)."""
-    buffers = [(b, b._version, b.clone()) for b in root.buffers()]
+    found = (b for module in modules for b in module._buffers.values() if b is not None)
+    buffers = [(b, b._version, b.clone()) for b in found]
     try:
         yield
     finally:
-        for module in root.modules():
-            for tensor in module.__dict__.values():  # computed by hooks
-                if isinstance(tensor, torch.Tensor):
-                    tensor.__dict__.pop(LABELS_KEY, None)
+        hooked = [module for module in modules if module._forward_pre_hooks]
+        for tensor in (value for module in hooked for value in module.__dict__.values()):
+            if isinstance(tensor, torch.Tensor):  # computed by hooks
+                tensor.__dict__.pop(LABELS_KEY, None)
         for buffer, version, value in buffers:
             buffer.__dict__.pop(LABELS_KEY, None)
             if buffer._version != version:
