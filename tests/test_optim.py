@@ -59,13 +59,13 @@ def test_groups_options_order_and_flags_stay():
 def test_parameters_without_state():
     """Never stepped, or frozen."""
     model = net()
-    model[2].weight.requires_grad_(False)
+    model[0].weight.requires_grad_(False)
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, 1)
-    assert model[2].weight not in optimizer.state
+    assert model[0].weight not in optimizer.state
     growth = widened(model)
     growth.migrate(optimizer)
-    assert growth.module.get_parameter("2.weight") not in optimizer.state
+    assert growth.module.get_parameter("0.weight") not in optimizer.state
     train(growth.module, optimizer, 1)
     fresh = torch.optim.Adam(model.parameters())
     assert not growth.migrate(fresh).state
