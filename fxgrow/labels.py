@@ -255,7 +255,10 @@ class LabelBook:
         other = result[index]
         self.unite(other.labels, plane.labels)
         self.couplings.append(Meeting(other.labels, plane.labels, where))
-        result[index] = Plane(other.labels, other.zero + plane.zero)
+        # Squares have no slope at zero: what is a factor twice could never leave it.
+        twice = set(other.zero) & set(plane.zero)
+        zero = tuple(a for a in other.zero + plane.zero if a not in twice)
+        result[index] = Plane(other.labels, zero)
 
     # -- reducing --------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class CheckpointedInTraining(Checkpointed):
         x = self.stem(x)
 
         def block(y, z):
-            return self.body(y).tanh() * z.size(1), y + z
+            return self.body(y).tanh() * z.size(0), y + z
 
         if self.training and x.requires_grad:
             a, b = checkpoint(block, x, x.sin(), use_reentrant=self.reentrant)
@@ -350,7 +350,6 @@ HANDLED = {
     "weight_norm_old": (each(old_weight_norm(), layers=(0, 2, 4)), VECTOR),
     "weight_norm_old_conv": (each(old_weight_norm(), convnet, (0, 3, 8)), IMAGE),
     "weight_norm_scaled": (each(scaled_weight_norm), VECTOR),
-    "parametrised_abs": (each(parametrised(lambda _: Transformed(torch.abs))), VECTOR),
     "parametrised_scale": (each(parametrised(lambda own: Scaled(own.out_features))), VECTOR),
     "parametrised_mask": (
         each(parametrised(lambda own: Masked(*own.weight.shape)), layers=(0, 2, 4)),
@@ -375,11 +374,11 @@ HANDLED = {
 }
 # name: factory, example, what grows (layers that write it), frozen layers with their reasons
 PARTLY = {
-    "vocoder": (lambda: Vocoder(WN), SEQUENCE, {"a", "d"}, {"b": "weight_norm"}),
+    "vocoder": (lambda: Vocoder(WN), SEQUENCE, {"a", "d", "e"}, {"b": "weight_norm"}),
     "vocoder_old": (
         lambda: Vocoder(old_weight_norm_of),
         SEQUENCE,
-        {"a", "d"},
+        {"a", "d", "e"},
         {"b": "weight_norm"},
     ),
     "weight_norm_by_column": (
@@ -415,6 +414,18 @@ PARTLY = {
         {"2"},
         {"0": "unknown_op"},
     ),
+    "parametrised_abs": (
+        each(parametrised(lambda _: Transformed(torch.abs))),
+        VECTOR,
+        {"2"},
+        {"0": "product"},
+    ),
+    "parametrised_square": (
+        each(parametrised(lambda _: Transformed(lambda w: w * w))),
+        VECTOR,
+        {"2"},
+        {"0": "product"},
+    ),
     "parametrised_exp": (
         each(parametrised(lambda _: Transformed(torch.exp))),
         VECTOR,
@@ -438,7 +449,7 @@ PARTLY = {
     "positions": (
         Positions,
         torch.randint(11, (2, 5), generator=torch.Generator().manual_seed(0)),
-        {"embed", "a"},
+        {"embed", "place", "a"},
         {"place": "vocabulary"},
     ),
     "observers": (observed, VECTOR, set(), {"0": "unknown_op"}),

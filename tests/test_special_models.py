@@ -27,6 +27,8 @@ from fxgrow.verify import verify
 from fxgrow.vote import cast_votes
 
 EXACT = 1e-10
+# Said by reentrant checkpoints under no_grad, which these tests compare outputs under.
+pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 LOW = [torch.bfloat16, torch.float16]
 
 
@@ -174,8 +176,11 @@ def test_checkpoints_are_kept(name, emit):
         for handle in handles:
             handle.remove()
         counts.append(calls)
-    assert counts[0] == counts[1] == counts[2]
-    assert {1, 2} <= set(counts[0].values())
+    twice = [{key for key, count in calls.items() if count == 2} for calls in counts]
+    assert twice[0] and twice[1] and twice[1] == twice[2]
+    assert twice[0] < set(counts[0])
+    # A graph's checkpoints stop where nothing more is needed, as those not reentrant do.
+    assert twice[1] <= twice[0] if "reentrant" in name else twice[1] == twice[0]
 
 
 def test_checkpointed_gradients():

@@ -35,7 +35,6 @@ _ZERO_KEEPING = {
     "mul",
     "div",
     "_conj",
-    "abs",
 }
 
 
