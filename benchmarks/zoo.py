@@ -79,23 +79,21 @@ def is_right(result):
     return "failed" not in result and not result["wrong"]
 
 
-def run_all(names, options):
-    """Check what has no result yet, and keep every result at once."""
+def result_of(name, options):
+    """Result of a model: the good one that lies there, else a new one, which is kept."""
     options.out.mkdir(parents=True, exist_ok=True)
-
-    def one(name):
-        path = options.out / f"{name}.json"
-        if path.exists() and is_right(json.loads(path.read_text(encoding="utf-8"))):
-            return
-        result = measure(name, options)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1), encoding="utf-8")
-        part.replace(path)
-        verdict = result.get("failed") or "; ".join(result["wrong"]) or "right"
-        print(f"{name}: {verdict} ({result['seconds']} s)", flush=True)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, names))
+    path = options.out / f"{name}.json"
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if is_right(known):
+            return known
+    result = measure(name, options)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    part.replace(path)
+    verdict = result.get("failed") or "; ".join(result["wrong"]) or "right"
+    print(f"{name}: {verdict} ({result['seconds']} s)", flush=True)
+    return result
 
 
 def row(r):
@@ -164,18 +162,18 @@ def catalogue():
     return dict(sorted(sizes.items(), key=lambda item: item[1]))
 
 
-def arguments():
+def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="torchvision names; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a model")
     parser.add_argument("--singles", type=int, help="groups to grow alone; all by default")
     parser.add_argument("--no-train", action="store_true", help="leave out the gradient check")
-    parser.add_argument("--max-params", type=float, default=100, help="in millions")
+    parser.add_argument("--max-params", type=float, default=700, help="in millions")
     parser.add_argument("--out", type=Path, default=ROOT / "zoo-out")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "coverage.md")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def main():
@@ -188,7 +186,8 @@ def main():
     names = [n for n in sizes if n in options.models or not options.models]
     fitting = [n for n in names if sizes[n] <= options.max_params]
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
-    run_all(fitting, options)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda name: result_of(name, options), fitting))
     paths = {n: options.out / f"{n}.json" for n in sizes}
     found = [json.loads(p.read_text(encoding="utf-8")) for p in paths.values() if p.exists()]
     absent = [n for n, p in paths.items() if not p.exists()]

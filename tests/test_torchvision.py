@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torchvision
 import zoo
+from conftest import ROOT
 from torchvision.models import swin_transformer
 
 import fxgrow
@@ -34,8 +37,6 @@ CONVOLUTIONAL = {
 HEAVY = {"alexnet", "vgg", "resnext", "wide_resnet", "densenet", "inception", "convnext"}
 HEAVY |= {"efficientnet_v2"}
 ALL = torchvision.models.list_models(module=torchvision.models)
-# Gigabytes in float64: no gradients, and some groups only.
-LARGE = ("vit_h", "vit_l", "regnet_y_128gf", "regnet_y_32gf", "regnet_x_32gf", "convnext_large")
 
 
 def is_convolutional(name):
@@ -92,12 +93,21 @@ def test_a_small_one_of_a_transformer_family(family):
     assert zoo.check_model(family, built=built).wrong == []
 
 
+def benchmark():
+    """``benchmarks/zoo.py``, under a name of its own: the tests have a zoo, too."""
+    spec = importlib.util.spec_from_file_location("zoo_benchmark", ROOT / "benchmarks" / "zoo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.zoo
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7300)
 @pytest.mark.parametrize("name", ALL)
 def test_every_classifier(name):
-    large = name.startswith(LARGE)
-    outcome = zoo.check_model(name, singles=2 if large else None, train=not large)
-    assert outcome.wrong == []
+    """Every group alone, and all at once; results are kept in ``zoo-out`` (resumable)."""
+    outcome = benchmark().result_of(name, benchmark().arguments(["--timeout", "7200"]))
+    assert outcome.get("failed") is None
+    assert outcome["wrong"] == []
     if is_convolutional(name):
-        assert outcome.coverage >= 0.99, outcome.reasons
+        assert outcome["coverage"] >= 0.99, outcome["reasons"]
