@@ -8,6 +8,7 @@ from .errors import (
     FxgrowError,
     InputError,
     NothingToGrow,
+    RankError,
     TraceError,
     UnsupportedError,
     VerificationError,
@@ -15,6 +16,7 @@ from .errors import (
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .wrapping import rewrap, unwrap
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ __all__ = [
     "Inspection",
     "NothingToGrow",
     "Plan",
+    "RankError",
     "TraceError",
     "UnsupportedError",
     "Verification",
@@ -39,7 +42,9 @@ __all__ = [
     "inspect",
     "load",
     "plan_for",
+    "rewrap",
     "save",
+    "unwrap",
     "vote",
     "widen",
 ]

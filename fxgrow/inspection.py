@@ -17,6 +17,7 @@ from .groups import MESSAGES, group_units
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .trace import trace
+from .wrapping import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,7 +135,7 @@ def inspect_model(
     Parameters
     ----------
     model : torch.nn.Module
-        Never changed.
+        Never changed. Wrappers come off (:func:`fxgrow.unwrap`).
     example_inputs : tensor, tuple or dict
         One tensor, positional arguments, or keyword arguments of ``forward``.
     include, exclude : sequence of str
@@ -164,6 +165,7 @@ def inspect_model(
     >>> [(group.name, group.width) for group in fxgrow.inspect(net, torch.zeros(1, 4)).groups]
     [('0', 8)]
     """
+    model = unwrap(model)
     analysis = analyse(trace(model, example_inputs))
     unsupported = _unsupported(analysis)
     if strict and unsupported:
