@@ -109,8 +109,10 @@ def inspect(
 ) -> None:
     """Show what can grow, what cannot, and why."""
     with _errors():
-        from . import render, work
+        from . import ranks, render, work
 
+        if not ranks.is_first():
+            return
         if output is not None:
             work.check_output(output, {".json", ".html", ".dot"}, force=force)
         found = work.open_model(model, arch, trust_pickle, input or (), seed)
@@ -202,18 +204,24 @@ def expand(
         "adjust_epochs": (1 if data else 0) if epochs is None else epochs,
     }
     with _errors():
-        from . import render, work
+        from . import ranks, render, work
 
-        target = work.output_for(model, output)
-        if not dry_run:
-            work.check_output(target, {".safetensors", ".pt", ".pth"}, force=force, source=model)
-        work.check_device(device)
-        options["loss"] = work.find_loss(loss)
-        found = work.open_model(model, arch, trust_pickle, input or (), seed, needed=data is None)
-        with render.progress(visible=not as_json) as show:
-            options["progress"] = show
-            task = work.prepare(found, data, batch_size, options)
-            report = task.plan(device) if dry_run else task.grow(device, growing, target)
+        with ranks.joined(device, seed) as here:
+            target = work.output_for(model, output)
+            if not dry_run:
+                suffixes = {".safetensors", ".pt", ".pth"}
+                work.check_output(target, suffixes, force=force, source=model)
+            work.check_device(here.device)
+            options["loss"] = work.find_loss(loss)
+            found = work.open_model(
+                model, arch, trust_pickle, input or (), seed, needed=data is None
+            )
+            with render.progress(visible=here.first and not as_json) as show:
+                options["progress"] = show
+                task = work.prepare(found, data, batch_size, options, here)
+                report = task.plan() if dry_run else task.grow(growing, target)
+        if not here.first:
+            return
         report["random_votes"] = data is None and distributor is Distributor.svod
         if as_json:
             render.as_json(report)
@@ -251,9 +259,10 @@ def _errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:
-    from . import render
+    from . import ranks, render
 
-    render.error(message)
+    if ranks.is_first():
+        render.error(message)
     raise typer.Exit(code) from cause
 
 
