@@ -203,23 +203,19 @@ def expand(
         "coupling": coupling.value,
         "adjust_epochs": (1 if data else 0) if epochs is None else epochs,
     }
-    with _errors():
-        from . import ranks, render, work
+    from . import ranks, render, work
 
-        with ranks.joined(device, seed) as here:
-            target = work.output_for(model, output)
-            if not dry_run:
-                suffixes = {".safetensors", ".pt", ".pth"}
-                work.check_output(target, suffixes, force=force, source=model)
-            work.check_device(here.device)
-            options["loss"] = work.find_loss(loss)
-            found = work.open_model(
-                model, arch, trust_pickle, input or (), seed, needed=data is None
-            )
-            with render.progress(visible=here.first and not as_json) as show:
-                options["progress"] = show
-                task = work.prepare(found, data, batch_size, options, here)
-                report = task.plan() if dry_run else task.grow(growing, target)
+    with ranks.joined(device, seed) as here, _errors(), here.team.together():
+        target = work.output_for(model, output)
+        if not dry_run:
+            work.check_output(target, {".safetensors", ".pt", ".pth"}, force=force, source=model)
+        work.check_device(here.device)
+        options["loss"] = work.find_loss(loss)
+        found = work.open_model(model, arch, trust_pickle, input or (), seed, needed=data is None)
+        with render.progress(visible=here.first and not as_json) as show:
+            options["progress"] = show
+            task = work.prepare(found, data, batch_size, options, here)
+            report = task.plan() if dry_run else task.grow(growing, target)
         if not here.first:
             return
         report["random_votes"] = data is None and distributor is Distributor.svod

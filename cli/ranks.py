@@ -60,7 +60,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def joined(device: str | None, seed: int) -> Iterator[Here]:
-    """Join the other ranks when started by ``torchrun``; a failure of one is one of all.
+    """Join the other ranks when started by ``torchrun``, and leave together.
 
     Parameters
     ----------
@@ -81,10 +81,10 @@ def joined(device: str | None, seed: int) -> Iterator[Here]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         torch.manual_seed(seed)
-        team = Team(dist.group.WORLD, dist.get_rank(), dist.get_world_size())
-        with team.together():
-            yield Here(team, device)
+        yield Here(Team(dist.group.WORLD, dist.get_rank(), dist.get_world_size()), device)
     finally:
+        with contextlib.suppress(RuntimeError):  # a rank may be gone
+            dist.barrier()  # torchrun kills the others at the first exit: rank 0 has spoken
         dist.destroy_process_group()
 
 

@@ -1,0 +1,279 @@
+"""What two ranks do for test_distributed.py: ``python ranks.py RANK FOLDER SCENARIOS``."""
+
+import contextlib
+import datetime
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import fxgrow
+from fxgrow import stages
+from fxgrow.distributed import find_team
+
+SIZE = 2
+
+
+def net(dtype=torch.float64, seed=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3, padding=1),
+            nn.ReLU(),
+            nn.Sequential(nn.Conv2d(5, 6, 3, stride=2), nn.ReLU(), nn.Flatten()),
+            nn.Linear(6 * 9, 7),
+            nn.ReLU(),
+            nn.Linear(7, 4),
+        ).to(dtype)
+
+
+def normed(seed=1):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 36, 4)
+        ).double()
+
+
+def batches(sizes=(12, 12, 8)):
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(size, 1, 8, 8, generator=generator, dtype=torch.float64),
+            torch.randint(4, (size,), generator=generator),
+        )
+        for size in sizes
+    ]
+
+
+def share(rank, data=None):
+    """Two thirds of every batch for rank 0, the rest for rank 1: weights must count."""
+    cut = [(len(x) * 2 // 3, x, y) for x, y in (batches() if data is None else data)]
+    return [(x[:k], y[:k]) if rank == 0 else (x[k:], y[k:]) for k, x, y in cut]
+
+
+def sharded(model=None):
+    model = net() if model is None else model
+    fully_shard(model[2])
+    fully_shard(model[3], reshard_after_forward=False)
+    fully_shard(model)
+    return model
+
+
+def outcome(growth):
+    return {
+        "state": growth.module.state_dict(),
+        "plan": dict(growth.plan.additions),
+        "votes": {k: torch.from_numpy(v) for k, v in growth.votes.values.items()},
+        "noise": dict(growth.votes.noise),
+        "losses": [g["losses"] for g in (growth.report["adjusting"] or {"groups": ()})["groups"]],
+    }
+
+
+def train(model, optimizer, data):
+    for inputs, targets in data:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+
+
+# ------------------------------------------------------------------ scenarios
+
+
+def ddp(rank):
+    return {
+        coupling: outcome(fxgrow.expand(DDP(net()), share(rank), budget=9, coupling=coupling))
+        for coupling in ("laplacian", "pairwise", "dense")
+    }
+
+
+def plain(rank):
+    growth = fxgrow.expand(net(), share(rank), budget=9, process_group=dist.group.WORLD)
+    return outcome(growth)
+
+
+def fsdp(rank):
+    return outcome(fxgrow.expand(sharded(), share(rank), budget=9))
+
+
+def norms(rank):
+    """The ranks' own running statistics differ when growth begins."""
+    model = DDP(normed())
+    for inputs, _ in share(rank):
+        model(inputs)
+    apart = model.module[1].running_mean.clone()
+    growth = fxgrow.expand(model, share(rank), budget=4)
+    kept = model.module[1].running_mean
+    return {**outcome(growth), "apart": apart, "kept": torch.equal(apart, kept)}
+
+
+def calibration(rank):
+    growth = fxgrow.expand(
+        DDP(normed()), share(rank), budget=4, distributor="uniform", extender="zero"
+    )
+    return growth.module.state_dict()
+
+
+def means(rank):
+    team = find_team(net(), dist.group.WORLD)
+    like = [torch.zeros(2), torch.zeros(3, dtype=torch.float64), torch.zeros(1), torch.zeros(())]
+    own = [torch.full((2,), 1.0 + rank), None, None, torch.tensor(4.0)]
+    if rank:
+        own[1] = torch.arange(3.0, dtype=torch.float64)
+    return team.mean(own, 1.0 + 2 * rank, "a test", like)
+
+
+def wrapped_again(rank):
+    model = DDP(net(), bucket_cap_mb=7, gradient_as_bucket_view=True, find_unused_parameters=True)
+    old = torch.compile(model, backend="eager", dynamic=False)
+    growth = fxgrow.expand(old, share(rank), budget=4, adjust_epochs=0)
+    new = fxgrow.rewrap(growth.module, like=old)
+    inner = new._orig_mod
+    inputs = share(rank)[0][0]
+    return {
+        "classes": [type(new).__name__, type(inner).__name__, inner.module is growth.module],
+        "arguments": [
+            inner.bucket_bytes_cap / 2**20,
+            inner.gradient_as_bucket_view,
+            inner.find_unused_parameters,
+            inner.process_group is model.process_group,
+        ],
+        "error": float((new(inputs) - model(inputs)).abs().max()),
+    }
+
+
+def sharded_again(rank):
+    """With a graph, which does not call the container that was sharded, and without one."""
+    result = {}
+    for emit in ("graph", "module"):
+        old = sharded()
+        growth = fxgrow.widen(old, share(rank)[0][0], {"0": 2, "3": 3}, emit=emit)
+        new = fxgrow.rewrap(growth.module, like=old)
+        optimizer = torch.optim.SGD(new.parameters(), lr=0.1)
+        train(new, optimizer, share(rank))
+        result[emit] = {
+            "sharded": [n for n, m in new.named_modules() if type(m).__name__.startswith("FSDP")],
+            "local": [tuple(p.to_local().shape) for p in new.parameters()],
+            "reshard": new[3]._get_fsdp_state()._auto_reshard_after_forward
+            if emit == "module"
+            else None,
+        }
+    return result
+
+
+def repeated(rank):
+    """A sharded grown model grows once more."""
+    old = sharded()
+    growth = fxgrow.widen(old, share(rank)[0][0], {"0": 2})
+    again = fxgrow.expand(fxgrow.rewrap(growth.module, like=old), share(rank), budget=6)
+    return outcome(again)
+
+
+# ------------------------------------------------------------------- failures
+
+
+def raised(function):
+    try:
+        function()
+    except fxgrow.FxgrowError as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+class Broken:
+    """Batches that end in an exception."""
+
+    def __init__(self, data, after):
+        self.data, self.after, self.seen = data, after, 0
+
+    def __iter__(self):
+        for batch in self.data:
+            self.seen += 1
+            if self.seen > self.after:
+                raise OSError("the disk is gone")
+            yield batch
+
+
+def failures(rank):
+    own = share(rank)
+    nan = [(x.clone().fill_(torch.nan), y) for x, y in own]
+    world = dist.group.WORLD
+
+    def expand(data, model=None, **options):
+        options = {"budget": 6, "process_group": world, **options}
+        return raised(lambda: fxgrow.expand(net() if model is None else model, data, **options))
+
+    result = {
+        f"data {after}": expand(Broken(own, after) if rank == 1 else own) for after in (0, 1, 5, 9)
+    }
+    result["nan"] = expand(nan if rank == 0 else own)
+    result["everywhere"] = expand(nan)
+    result["counts"] = expand(own if rank == 0 else own[:-1])
+    result["models"] = expand(own, net(seed=rank))
+    result["shapes"] = expand(own, net() if rank == 0 else normed())
+    result["arguments"] = expand(own, budget=6 + rank)
+    result["verification"] = _failed_verification(rank, lambda: expand(own))
+    result["bits"] = raised(lambda: _differing_bits(rank))
+    result["afterwards"] = expand(own)
+    return result
+
+
+def _failed_verification(rank, run):
+    original = stages.verify_models
+
+    def fails(*_):
+        raise fxgrow.VerificationError("outputs differ")
+
+    stages.verify_models = fails if rank == 1 else original
+    try:
+        return run()
+    finally:
+        stages.verify_models = original
+
+
+def _differing_bits(rank):
+    model = net()
+    with torch.no_grad():
+        model[3].weight[0, 0] += rank * 1e-15
+    find_team(model, dist.group.WORLD).settle(model)
+
+
+def killed(rank):
+    """Rank 1 dies in the middle of an epoch."""
+
+    class Deadly:
+        def __iter__(self):
+            yield from share(rank)[:2]
+            os._exit(9)
+
+    return raised(
+        lambda: fxgrow.expand(
+            net(), Deadly() if rank else share(rank), budget=6, process_group=dist.group.WORLD
+        )
+    )
+
+
+def main(rank, folder, names):
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'meeting'}",
+        rank=rank,
+        world_size=SIZE,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    results = {}
+    for name in names:
+        torch.save(results, folder / f"rank{rank}.pt")  # before a rank is killed, too
+        results[name] = globals()[name](rank)
+    torch.save(results, folder / f"rank{rank}.pt")
+    with contextlib.suppress(RuntimeError):  # the other one may be dead, on purpose
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
