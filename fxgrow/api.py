@@ -303,6 +303,7 @@ def expand(
     if adjust_epochs < 0:
         raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
     extend = extender_named(extender)
+    sources = dict(model.named_parameters())  # the caller's, whatever the device
     if device is not None:
         model = copy.deepcopy(model).to(device)
         example_inputs = to_device(example_inputs, device)
@@ -331,4 +332,4 @@ def expand(
     growth.module.train(training)
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)
-    return replace(growth, report=report)
+    return replace(growth, report=report, sources=sources)

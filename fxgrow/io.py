@@ -126,6 +126,7 @@ def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
             "seed": last["seed"],
             "steps": meta["steps"],
         },
+        sources={},  # the last model before growth was built here: nobody trains it
     )
 
 
