@@ -1,6 +1,7 @@
 """fxgrow: make trained PyTorch networks wider without starting again."""
 
 from .api import expand, inspect, plan_for, vote, widen
+from .budgets import geometric
 from .errors import (
     BudgetError,
     DataError,
@@ -13,9 +14,12 @@ from .errors import (
     UnsupportedError,
     VerificationError,
 )
+from .grower import Grower
+from .history import History
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .schedules import Moment, at, every, plateau
 from .wrapping import rewrap, unwrap
 
 __version__ = "0.1.0"
@@ -26,10 +30,13 @@ __all__ = [
     "FileError",
     "FxgrowError",
     "Group",
+    "Grower",
     "Growth",
+    "History",
     "IndexMap",
     "InputError",
     "Inspection",
+    "Moment",
     "NothingToGrow",
     "Plan",
     "RankError",
@@ -38,10 +45,14 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Votes",
+    "at",
+    "every",
     "expand",
+    "geometric",
     "inspect",
     "load",
     "plan_for",
+    "plateau",
     "rewrap",
     "save",
     "unwrap",

@@ -336,9 +336,10 @@ def expand(
             coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed, mean=team.mean
         )
         team.agree(
-            {"extender": extender, "coupling": coupling, "adjust_epochs": adjust_epochs},
+            {"extender": extender, "coupling": coupling, "epochs": adjust_epochs, "paper": paper},
             "the arguments",
         )
+        sources = dict(model.named_parameters())  # the caller's, whatever the device
         if device is not None:
             model = copy.deepcopy(model).to(device)
             example_inputs = to_device(example_inputs, device)
@@ -368,4 +369,4 @@ def expand(
         team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)
-    return replace(growth, report=report)
+    return replace(growth, report=report, sources=sources)

@@ -162,6 +162,14 @@ class Team:
             )
         return box[0]
 
+    def gather(self, value: T, where: str) -> list[T]:
+        """Return the values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        self.meet(where)
+        with _contact(where):
+            return self._gather(value)
+
     def agree(self, values: Mapping[str, Any], what: str) -> None:
         """Raise :class:`~fxgrow.errors.RankError` on all ranks unless all hold the same.
 
@@ -175,9 +183,7 @@ class Team:
         if self.size == 1:
             return
         own = {name: _digest(value) for name, value in values.items()}
-        self.meet(what)
-        with _contact(what):
-            everyone = self._gather(own)
+        everyone = self.gather(own, what)
         for rank, other in enumerate(everyone):
             if other == everyone[0]:
                 continue

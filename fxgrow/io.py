@@ -126,6 +126,7 @@ def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
             "seed": last["seed"],
             "steps": meta["steps"],
         },
+        sources={},  # the last model before growth was built here: nobody trains it
     )
 
 
@@ -320,18 +321,17 @@ def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growt
     inputs = example_inputs(meta["inputs"])
     first, *later = meta["steps"]
     try:
-        growth = _widen_again(base, inputs, first, meta["emit"])
+        growth = widen_again(base, inputs, first, meta["emit"])
         for step in later:
-            growth = _widen_again(growth.module, inputs, step, meta["emit"])
+            growth = widen_again(growth.module, inputs, step, meta["emit"])
     except FxgrowError as error:
         msg = f"{path}: does not belong to this base model: {error}"
         raise FileError(msg) from error
     return growth
 
 
-def _widen_again(
-    module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str
-) -> Growth:
+def widen_again(module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str) -> Growth:
+    """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
     from .api import widen  # here, because the API offers save and load itself
 
     additions = step["plan"]["additions"]
@@ -345,7 +345,7 @@ def _fill(
     aliases: Mapping[str, str],
 ) -> None:
     state = {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
-    problems = list(_mismatches(module.state_dict(), state))
+    problems = list(mismatches(module.state_dict(), state))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         msg = f"{path}: does not belong to this base model: {problems[0]}{more}"
@@ -353,9 +353,10 @@ def _fill(
     module.load_state_dict(state, strict=True)
 
 
-def _mismatches(
+def mismatches(
     wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> Iterator[str]:
+    """Say where a state dict does not fit the one that is wanted."""
     for name, tensor in wanted.items():
         if name not in state:
             yield f"the file lacks {name!r}"

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch
+    from torch.optim import Optimizer
+    from torch.optim.swa_utils import AveragedModel
 
 Role = Literal["producer", "norm", "per_unit", "consumer"]
 Unit = Literal["neurons", "params", "flops"]
+Fill = Literal["zero", "mean", "reset"]
 
 
 @dataclass(frozen=True)
@@ -273,7 +276,11 @@ class Verification:
 
 @dataclass(frozen=True, eq=False)
 class Growth:
-    """What :func:`fxgrow.widen` and :func:`fxgrow.expand` return."""
+    """What :func:`fxgrow.widen` and :func:`fxgrow.expand` return.
+
+    ``sources`` holds the parameters of the caller's model by their (first) name, the very
+    objects that an optimizer knows; it keeps them alive, and is not saved to files.
+    """
 
     module: torch.nn.Module
     plan: Plan
@@ -282,9 +289,38 @@ class Growth:
     verification: Verification | None
     report: Mapping[str, Any]
     groups: tuple[GrownGroup, ...] = ()
+    sources: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def save(self, path: str) -> None:
         """Write the grown weights and the plan to one ``.safetensors`` file."""
         from .io import save
 
         save(self, path)
+
+    def migrate(
+        self,
+        optimizer: Optimizer,
+        *,
+        fill: Fill = "zero",
+        new_options: Mapping[str, Any] | None = None,
+        schedulers: Iterable[Any] = (),
+        model: torch.nn.Module | None = None,
+    ) -> Optimizer:
+        """Hand the optimizer the grown parameters, its state kept; in place.
+
+        See :func:`fxgrow.optim.migrate`.
+        """
+        from .optim import migrate
+
+        return migrate(
+            self, optimizer, fill=fill, new_options=new_options, schedulers=schedulers, model=model
+        )
+
+    def migrate_ema(self, averaged: AveragedModel) -> AveragedModel:
+        """Return the averaged model in the grown shape, its function kept.
+
+        See :func:`fxgrow.optim.migrate_ema`.
+        """
+        from .optim import migrate_ema
+
+        return migrate_ema(self, averaged)

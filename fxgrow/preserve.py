@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-    from .ir import AxisMap, GrownSlot
+    from .ir import AxisMap, GrownGroup, GrownSlot, IndexMap
     from .layout import Layout
 
 _MOST_BLOCKS = 256
@@ -56,16 +56,63 @@ def new_tensors(
         copies = any(recipe == "copies" for _, recipe in slots[name])
         spread = None if copies else _by_runs(old[name].detach(), axes)
         result[name] = _by_index(old[name].detach(), layout, name) if spread is None else spread
+        result[name] = result[name].contiguous(memory_format=memory_format(old[name]))
     for name, own in slots.items():
         # Zero columns last: they win where new rows and new columns cross.
         for (dim, role), fresh in sorted(
             _merged(own).items(), key=lambda item: item[0][1] == "consumer"
         ):
             _fill(result, name, dim, role, fresh, generator)
-        for slot, recipe in own:
-            if recipe == "copies" and slot.role == "consumer":
-                _share(result, slot, generator)
+    for name, factors in shares(layout.groups, layout.index_map, seed).items():
+        scale(result[name], factors)
     return result
+
+
+def memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """Memory format of a dense tensor: channels last, or contiguous."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.ndim)
+    if last is None or tensor.is_contiguous() or not tensor.is_contiguous(memory_format=last):
+        return torch.contiguous_format
+    return last
+
+
+def shares(
+    groups: Sequence[GrownGroup], index_map: IndexMap, seed: int
+) -> dict[str, dict[int, torch.Tensor]]:
+    """Share of every column of a consumer that units and their copies split among them.
+
+    The shares are uneven, so that copies part in training; they depend on groups and seed
+    only, so that averages of weights can be split as the weights were.
+
+    Parameters
+    ----------
+    groups : sequence of GrownGroup
+    index_map : IndexMap
+    seed : int
+
+    Returns
+    -------
+    dict of str to dict of int to torch.Tensor of float64, shape ``(new size,)``
+        Tensor name → dim → factors (1 for columns that are not split).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    result: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
+    for group in groups:
+        for slot in group.slots:
+            if group.recipe != "copies" or slot.role != "consumer":
+                continue
+            size = index_map.axes[slot.tensor][slot.dim].size
+            column = result[slot.tensor].setdefault(slot.dim, torch.ones(size, dtype=torch.float64))
+            _share(column, slot, generator)
+    return result
+
+
+def scale(tensor: torch.Tensor, factors: Mapping[int, torch.Tensor]) -> None:
+    """Multiply the columns along each dimension by their factors, in place."""
+    for dim, column in factors.items():
+        shape = [1] * tensor.ndim
+        shape[dim] = -1
+        tensor.mul_(column.to(tensor).reshape(shape))
 
 
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
@@ -108,20 +155,14 @@ def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor 
     return new
 
 
-def _share(tensors: dict[str, torch.Tensor], slot: GrownSlot, generator: torch.Generator) -> None:
-    """Split consumers' columns over a unit and its copies, unevenly, so that they part."""
-    tensor = tensors[slot.tensor]
+def _share(column: torch.Tensor, slot: GrownSlot, generator: torch.Generator) -> None:
     width, slices = slot.old.shape
     family = np.concatenate([slot.old[:, None], slot.new.reshape(width, -1, slices)], axis=1)
-    shares = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
-    shares /= shares.sum(dim=1, keepdim=True)
-    column = torch.ones(tensor.shape[slot.dim], dtype=torch.float64)
+    share = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
+    share /= share.sum(dim=1, keepdim=True)
     column[torch.from_numpy(family.reshape(-1))] = (
-        shares[..., None].expand(*family.shape).reshape(-1)
+        share[..., None].expand(*family.shape).reshape(-1)
     )
-    shape = [1] * tensor.ndim
-    shape[slot.dim] = -1
-    tensor.mul_(column.to(tensor).reshape(shape))
 
 
 def _fill(

@@ -15,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from .errors import InputError
+from .errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch.distributed as dist
 
 __all__ = [
+    "check_shards",
     "fsdp_group",
     "is_shard",
     "is_sharded",
     "plain_copy",
     "shard_like",
+    "shard_state",
     "spread_like",
     "whole",
+    "whole_state",
 ]
 
 _ASK = "pass wrap=callable, which gets the grown module and returns it sharded"
@@ -66,6 +69,23 @@ def spread_like(tensor: torch.Tensor, param: Any) -> torch.Tensor:
     return spread.to(param.device)
 
 
+def whole_state(value: Any) -> Any:
+    """Gather every DTensor in a state dict, at any depth (collectives, on all ranks)."""
+    if isinstance(value, dict):
+        return {key: whole_state(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [whole_state(item) for item in value]
+    return whole(value) if isinstance(value, torch.Tensor) else value
+
+
+def shard_state(optimizer: torch.optim.Optimizer) -> None:
+    """Shard whole tensors in an optimizer's state as their parameters are, in place."""
+    for param, own in optimizer.state.items():
+        for key, value in own.items():
+            if isinstance(value, torch.Tensor) and value.shape == param.shape:
+                own[key] = spread_like(whole(value), param)
+
+
 # ------------------------------------------------------------------ whole copies
 
 
@@ -74,12 +94,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
     Raises
     ------
-    InputError
+    UnsupportedError
         When a part was compiled before it was sharded.
     """
     parts: list[Any] = [part for part in model.modules() if is_shard(part)]
     if any(hasattr(part, "_orig_mod") for part in parts):
-        raise InputError(
+        raise UnsupportedError(
             "a part of the model was compiled before fully_shard; shard first, then compile"
         )
     for part in parts:
@@ -167,22 +187,26 @@ def fsdp_group(model: nn.Module) -> dist.ProcessGroup:
     )
 
 
+def check_shards(like: nn.Module) -> None:
+    """Raise UnsupportedError unless :func:`shard_like` can read how ``like`` is sharded."""
+    _check_placements(like, _shards(like))
+
+
 def shard_like(module: nn.Module, like: nn.Module) -> nn.Module:
     """Apply ``fully_shard`` to ``module``, in place, as it was applied to ``like``.
 
     Raises
     ------
-    InputError
+    UnsupportedError
         For tensor parallelism, placements other than rows, several meshes in one call,
         and containers that a graph does not call while its root is not sharded.
     """
     from torch.distributed.fsdp import fully_shard
 
     shards = _shards(like)
-    _check_placements(like, shards)
     targets = [_targets(module, shard) for shard in shards]
     if "" not in {name for shard in shards for name in shard.names} and not all(targets):
-        raise InputError(
+        raise UnsupportedError(
             "the root is not sharded, and the graph does not call the containers that are; "
             f"grow with emit='module', or {_ASK}"
         )
@@ -211,7 +235,9 @@ def _shards(model: nn.Module) -> list[_Shard]:
     for key, (state, names) in found.items():
         group = groups[key][0] if groups[key] else spare
         if group is None or len(groups[key]) > 1 or group.mesh_info.shard_mesh_dim is None:
-            raise InputError(f"how {names[0] or 'the model'} is sharded can't be read; {_ASK}")
+            raise UnsupportedError(
+                f"how {names[0] or 'the model'} is sharded can't be read; {_ASK}"
+            )
         policies = {
             "mp_policy": state._mp_policy,
             "offload_policy": group.offload_policy,
@@ -249,7 +275,7 @@ def _check_placements(like: nn.Module, shards: Sequence[_Shard]) -> None:
         placements: Any = param.placements
         rows = all(getattr(p, "dim", 0) == 0 for p in placements)
         if not rows or len(placements) not in dimensions:
-            raise InputError(
+            raise UnsupportedError(
                 f"{name} is sharded as {placements}, not by rows over FSDP's mesh alone; {_ASK}"
             )
 

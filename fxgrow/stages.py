@@ -139,7 +139,14 @@ def grow(
     report["edits"] = list(rewritten.edits)
     report["inputs"] = _input_spec(inputs)
     return Growth(
-        rewritten.module, plan, votes, rewritten.index_map, verification, report, rewritten.groups
+        rewritten.module,
+        plan,
+        votes,
+        rewritten.index_map,
+        verification,
+        report,
+        rewritten.groups,
+        sources=dict(model.named_parameters()),
     )
 
 

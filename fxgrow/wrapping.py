@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import InputError
+from .errors import InputError, UnsupportedError
 from .sharding import (
+    check_shards,
     fsdp_group,
     is_shard,
     is_sharded,
@@ -26,7 +27,14 @@ from .sharding import (
 if TYPE_CHECKING:
     import torch.distributed as dist
 
-__all__ = ["group_of", "move_optimizer", "rewrap", "unwrap"]
+__all__ = [
+    "check_wrapping",
+    "group_of",
+    "move_optimizer",
+    "parameters_of",
+    "rewrap",
+    "unwrap",
+]
 
 _ASK = "pass wrap=callable, which gets the grown module and returns it wrapped"
 
@@ -48,7 +56,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises
     ------
-    InputError
+    UnsupportedError
         For FSDP1 and for modules compiled before they were sharded.
     """
     for layer, module in _layers(model):
@@ -87,13 +95,11 @@ def rewrap(
 
     Raises
     ------
-    InputError
+    UnsupportedError
         Where the old arguments can't be read; nothing is wrapped then.
     """
-    if wrap is None and _compiled_in_place(like):
-        raise InputError(
-            f"a module was compiled in place by .compile(), whose arguments can't be read; {_ASK}"
-        )
+    if wrap is None:
+        check_wrapping(like)
     before = dict(module.named_parameters())
     wrapped = module
     if wrap is not None:
@@ -106,10 +112,32 @@ def rewrap(
     return wrapped
 
 
+def check_wrapping(model: nn.Module) -> None:
+    """Refuse wrappings that :func:`rewrap` can't repeat.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Wrapped or plain.
+
+    Raises
+    ------
+    UnsupportedError
+        Names the argument that can't be read or carried over.
+    """
+    if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
+        raise UnsupportedError(
+            "a module was compiled in place by .compile(), and with which arguments can't be "
+            f"read back; use model = torch.compile(model, ...), or {_ASK}"
+        )
+    for layer, module in _layers(model):
+        layer.check(module)
+
+
 def move_optimizer(
     optimizer: torch.optim.Optimizer,
-    source: nn.Module | Mapping[str, nn.Parameter],
-    target: nn.Module | Mapping[str, nn.Parameter],
+    source: nn.Module | Mapping[str, torch.Tensor],
+    target: nn.Module | Mapping[str, torch.Tensor],
 ) -> None:
     """Let an optimizer hold ``target``'s parameters in place of ``source``'s, by name.
 
@@ -122,36 +150,43 @@ def move_optimizer(
     ----------
     optimizer : torch.optim.Optimizer
         Changed in place; options, groups and order are kept.
-    source, target : torch.nn.Module or dict of str to torch.nn.Parameter
+    source, target : torch.nn.Module or dict of str to torch.Tensor
         Wrapped or plain, with the same names.
 
     Raises
     ------
     InputError
-        The optimizer holds a parameter that ``source`` lacks, or ``target`` lacks a name.
-        Nothing is changed then.
+        ``target`` lacks a parameter of ``source`` that the optimizer holds. Nothing is
+        changed then. Parameters of other modules stay as they are.
     """
-    names = {id(param): name for name, param in _named(source).items()}
-    new = _named(target)
-    held = [param for group in optimizer.param_groups for param in group["params"]]
-    for param in held:
-        if names.get(id(param)) not in new:
-            where = names.get(id(param), f"one of shape {tuple(param.shape)}")
+    new = parameters_of(target)
+    twins: dict[int, torch.Tensor] = {}
+    names = {id(param): name for name, param in parameters_of(source).items()}
+    for param in new.values():
+        names.pop(id(param), None)  # in both, so it stays
+    for param in (param for group in optimizer.param_groups for param in group["params"]):
+        name = names.get(id(param))
+        if name is not None and name not in new:
             raise InputError(
-                f"the optimizer holds a parameter ({where}) that is not in both modules; "
-                "pass the module that the optimizer was made for"
+                f"the optimizer holds {name!r}, which the other module lacks; "
+                "pass modules with the same names"
             )
-    state = {}
-    for param in held:
-        twin = new[names[id(param)]]
-        state[twin] = {
-            key: spread_like(whole(value), twin) if _has_shape(value, param) else value
-            for key, value in optimizer.state.get(param, {}).items()
-        }
+        twins[id(param)] = param if name is None else new[name]
+    state: dict[Any, Any] = {}
+    for param, own in optimizer.state.items():
+        twin = twins.get(id(param), param)
+        state[twin] = (
+            {
+                key: spread_like(whole(value), twin) if _has_shape(value, param) else value
+                for key, value in own.items()
+            }
+            if twin is not param
+            else own
+        )
     for group in optimizer.param_groups:
-        group["params"] = [new[names[id(param)]] for param in group["params"]]
+        group["params"][:] = [twins[id(param)] for param in group["params"]]
     optimizer.state.clear()
-    optimizer.state.update({param: own for param, own in state.items() if own})
+    optimizer.state.update(state)
 
 
 def group_of(model: nn.Module) -> dist.ProcessGroup | None:
@@ -170,6 +205,7 @@ class _Layer:
     """One kind of wrapping."""
 
     fits: Callable[[nn.Module], bool]
+    check: Callable[[nn.Module], None]
     inner: Callable[[nn.Module], nn.Module]
     again: Callable[[nn.Module, nn.Module], nn.Module]
     group: Callable[[nn.Module], dist.ProcessGroup | None]
@@ -195,7 +231,7 @@ def _ddp_inner(model: Any) -> nn.Module:
     return inner
 
 
-def _ddp_again(module: nn.Module, like: Any) -> nn.Module:
+def _check_ddp(like: Any) -> None:
     state = next((state for _, state in like._comm_hooks if _stateful(state)), None)
     for reason, found in (
         ("mixed precision", like.mixed_precision),
@@ -203,7 +239,12 @@ def _ddp_again(module: nn.Module, like: Any) -> nn.Module:
         (f"a communication hook with state ({type(state).__name__})", state),
     ):
         if found:
-            raise InputError(f"DDP was made with {reason}, which can't be carried over; {_ASK}")
+            raise UnsupportedError(
+                f"DDP was made with {reason}, which can't be carried over; {_ASK}"
+            )
+
+
+def _ddp_again(module: nn.Module, like: Any) -> nn.Module:
     ignored = set(like.parameters_to_ignore)
     if ignored:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
@@ -252,14 +293,15 @@ def _ddp_group(model: Any) -> dist.ProcessGroup | None:
 
 
 _LAYERS = (
-    _Layer(_compiled, _original, _compile_again, lambda _: None),
+    _Layer(_compiled, lambda _: None, _original, _compile_again, lambda _: None),
     _Layer(
         lambda model: isinstance(model, DistributedDataParallel),
+        _check_ddp,
         _ddp_inner,
         _ddp_again,
         _ddp_group,
     ),
-    _Layer(is_sharded, plain_copy, shard_like, fsdp_group, innermost=True),
+    _Layer(is_sharded, check_shards, plain_copy, shard_like, fsdp_group, innermost=True),
 )
 """From the outside inwards; FSDP2 is always innermost."""
 
@@ -281,21 +323,30 @@ def _refuse_fsdp1(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     old = getattr(fsdp, "FullyShardedDataParallel", ())
     if any(isinstance(part, old) for part in model.modules()):
-        raise InputError(
+        raise UnsupportedError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which is not supported; "
             "use torch.distributed.fsdp.fully_shard, or pass the plain model"
         )
 
 
-def _compiled_in_place(model: nn.Module) -> bool:
-    return any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules())
-
-
 # ------------------------------------------------------------------ optimizers
 
 
-def _named(holder: nn.Module | Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Parameters by their names in the plain module."""
+def parameters_of(
+    holder: nn.Module | Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Name the parameters that an optimizer holds as in the plain module.
+
+    Parameters
+    ----------
+    holder : torch.nn.Module or dict of str to torch.Tensor
+        Wrapped or plain. (A dict is returned as it is.)
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        DTensors where FSDP2 shards.
+    """
     if not isinstance(holder, nn.Module):
         return dict(holder)
     for layer, module in _layers(holder):

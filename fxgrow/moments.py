@@ -1,0 +1,172 @@
+"""Optimizer state of a grown parameter: which entries it has, and what new ones hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .errors import UnsupportedError
+from .spread import spread, spread_average
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .spread import Place
+
+__all__ = ["Moving", "grown_state"]
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """A parameter of the old model and the grown one that takes its place.
+
+    ``place`` is ``None`` where the shape stayed.
+    """
+
+    name: str
+    old: torch.Tensor
+    new: torch.Tensor
+    place: Place | None
+
+
+# What an entry holds that has never seen a gradient, where that is not 0:
+# (state key, an option that tells the optimizer by) → value from the options.
+_NEUTRAL: dict[tuple[str, str], Callable[[Mapping[str, Any]], float]] = {
+    ("sum", "initial_accumulator_value"): lambda group: group["initial_accumulator_value"],
+    ("step_size", "etas"): lambda group: float(group["lr"]),  # Rprop
+}
+
+# Averages of the weights themselves.
+_AVERAGES = {("ax", "lambd"): True}  # ASGD
+
+# Scales of gradients and steps: what fill="mean" takes from the old units.
+_SCALES = frozenset(
+    {
+        "acc_delta",
+        "col_var",
+        "exp_avg_sq",
+        "exp_inf",
+        "max_exp_avg_sq",
+        "row_var",
+        "square_avg",
+        "step_size",
+        "sum",
+        "variance",
+    }
+)
+
+# Factored states, as means over one dimension: (state key, option) → that dimension.
+_MEANS_OVER = {("row_var", "beta2_decay"): -1, ("col_var", "beta2_decay"): -2}  # Adafactor
+
+
+def grown_state(
+    moving: Moving, state: Mapping[str, Any], group: Mapping[str, Any], *, mean: bool, owner: str
+) -> dict[str, Any]:
+    """State of a grown parameter; ``state`` is not changed.
+
+    Tensors of the parameter's shape are spread over the new one, those that do not vary
+    along some dimensions (size 1) along the others; numbers are kept.
+
+    Parameters
+    ----------
+    moving : Moving
+        With a place.
+    state : dict
+        What the optimizer holds for the old parameter.
+    group : dict
+        Options of its param group.
+    mean : bool
+        Whether scales of fresh units get the mean over the old ones.
+    owner : str
+        Class of the optimizer, for messages.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    UnsupportedError
+        For a tensor of any other shape, or tensors inside other containers.
+    """
+    return {
+        key: _grown(moving, key, value, group, mean=mean, owner=owner)
+        for key, value in state.items()
+    }
+
+
+def _grown(
+    moving: Moving, key: str, value: Any, group: Mapping[str, Any], *, mean: bool, owner: str
+) -> Any:
+    place, old = moving.place, moving.old
+    assert place is not None  # callers ask for grown parameters only
+    if not isinstance(value, torch.Tensor):
+        if _holds_tensors(value):
+            raise _odd(moving, key, f"a {type(value).__name__} of tensors", owner)
+        return value
+    over = _look_up(_MEANS_OVER, key, group)
+    dims = _varying(value.shape, old.shape, over)
+    if dims is None:
+        if value.numel() == 1:
+            return _number(value, moving, group)
+        raise _odd(moving, key, f"of shape {tuple(value.shape)}", owner)
+    part = place.along(dims)
+    new = _blank(value, moving, part.shape(value.shape))
+    if _look_up(_AVERAGES, key, group):
+        spread_average(part, value, new, moving.new)
+        return new
+    neutral = _look_up(_NEUTRAL, key, group)
+    new.fill_(0 if neutral is None else neutral(group))
+    spread(part, value, new, mean=mean and key in _SCALES)
+    if over is not None and not mean:  # the mean now covers fresh entries without a gradient
+        new.mul_(1 - place.fresh(over % old.ndim) / moving.new.shape[over])
+    return new
+
+
+def _look_up(table: Mapping[tuple[str, str], Any], key: str, group: Mapping[str, Any]) -> Any:
+    return next((v for (name, option), v in table.items() if name == key and option in group), None)
+
+
+def _varying(state: torch.Size, old: torch.Size, over: int | None) -> frozenset[int] | None:
+    """Dimensions along which a state varies with the parameter; ``None``: it is not alike."""
+    if len(state) != len(old) or not len(old):
+        return None
+    reduced = None if over is None else over % len(old)
+    sizes = list(enumerate(zip(state, old, strict=True)))
+    if any(s != 1 and (s != n or dim == reduced) for dim, (s, n) in sizes):
+        return None
+    # Along a dimension of size 1 that grows, the state is taken to vary, if not known better.
+    return frozenset(dim for dim, (s, n) in sizes if s == n and dim != reduced)
+
+
+def _blank(value: torch.Tensor, moving: Moving, shape: tuple[int, ...]) -> torch.Tensor:
+    """Make a state tensor of a new shape, laid out in memory as its parameter is."""
+    old, new = moving.old, moving.new
+    device = new.device if value.device == old.device else value.device
+    if value.shape == old.shape and value.stride() == old.stride():  # fused kernels ask for it
+        return torch.empty_like(new, dtype=value.dtype, device=device, requires_grad=False)
+    return torch.empty(shape, dtype=value.dtype, device=device)
+
+
+def _number(value: torch.Tensor, moving: Moving, group: Mapping[str, Any]) -> torch.Tensor:
+    """Step counts and the like; those that live on the parameter's device follow it."""
+    follows = value.device == moving.old.device and (group.get("capturable") or group.get("fused"))
+    return value.to(moving.new.device) if follows else value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, dict):
+        return _holds_tensors(list(value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(isinstance(item, torch.Tensor) or _holds_tensors(item) for item in value)
+    return False
+
+
+def _odd(moving: Moving, key: str, what: str, owner: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{owner} keeps {key!r} for parameter {moving.name!r} as {what}, the parameter has shape "
+        f"{tuple(moving.old.shape)}: it can't be carried over; use fill='reset' to drop the "
+        "state of grown parameters, or build a new optimizer"
+    )
