@@ -36,6 +36,7 @@ class Moving:
 _NEUTRAL: dict[tuple[str, str], Callable[[Mapping[str, Any]], float]] = {
     ("sum", "initial_accumulator_value"): lambda group: group["initial_accumulator_value"],
     ("step_size", "etas"): lambda group: float(group["lr"]),  # Rprop
+    ("exp_inf", "eps"): lambda group: group["eps"],  # Adamax
 }
 
 # Averages of the weights themselves.
@@ -106,8 +107,7 @@ def _grown(
         if _holds_tensors(value):
             raise _odd(moving, key, f"a {type(value).__name__} of tensors", owner)
         return value
-    over = _look_up(_MEANS_OVER, key, group)
-    dims = _varying(value.shape, old.shape, over)
+    dims = _varying(value.shape, old.shape)
     if dims is None:
         if value.numel() == 1:
             return _number(value, moving, group)
@@ -120,6 +120,7 @@ def _grown(
     neutral = _look_up(_NEUTRAL, key, group)
     new.fill_(0 if neutral is None else neutral(group))
     spread(part, value, new, mean=mean and key in _SCALES)
+    over = _look_up(_MEANS_OVER, key, group)
     if over is not None and not mean:  # the mean now covers fresh entries without a gradient
         new.mul_(1 - place.fresh(over % old.ndim) / moving.new.shape[over])
     return new
@@ -129,16 +130,17 @@ def _look_up(table: Mapping[tuple[str, str], Any], key: str, group: Mapping[str,
     return next((v for (name, option), v in table.items() if name == key and option in group), None)
 
 
-def _varying(state: torch.Size, old: torch.Size, over: int | None) -> frozenset[int] | None:
-    """Dimensions along which a state varies with the parameter; ``None``: it is not alike."""
+def _varying(state: torch.Size, old: torch.Size) -> frozenset[int] | None:
+    """Dimensions along which a state varies with the parameter; ``None``: it is not alike.
+
+    An axis of size 1 never grows, so it does not matter on which side it is counted.
+    """
     if len(state) != len(old) or not len(old):
         return None
-    reduced = None if over is None else over % len(old)
     sizes = list(enumerate(zip(state, old, strict=True)))
-    if any(s != 1 and (s != n or dim == reduced) for dim, (s, n) in sizes):
+    if any(s not in (1, n) for _, (s, n) in sizes):
         return None
-    # Along a dimension of size 1 that grows, the state is taken to vary, if not known better.
-    return frozenset(dim for dim, (s, n) in sizes if s == n and dim != reduced)
+    return frozenset(dim for dim, (s, n) in sizes if s == n)
 
 
 def _blank(value: torch.Tensor, moving: Moving, shape: tuple[int, ...]) -> torch.Tensor:
