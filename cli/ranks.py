@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ import torch
 from fxgrow.data import check_data
 from fxgrow.distributed import Team
 from fxgrow.reduce import samples
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,6 @@ class Here:
     def first(self) -> bool:
         """Whether this process is the one that prints and writes."""
         return self.team.rank == 0
-
-    @property
-    def group(self) -> ProcessGroup | None:
-        """What fxgrow's functions take as ``process_group``."""
-        return self.team.group
 
     def share_of(self, data: Any) -> Any:
         """Return data that yield this rank's share of every batch."""
@@ -81,7 +73,7 @@ def joined(device: str | None, seed: int) -> Iterator[Here]:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
         torch.manual_seed(seed)
-        yield Here(Team(dist.group.WORLD, dist.get_rank(), dist.get_world_size()), device)
+        yield Here(Team(None, dist.get_rank(), dist.get_world_size()), device)
     finally:
         with contextlib.suppress(RuntimeError):  # a rank may be gone
             dist.barrier()  # torchrun kills the others at the first exit: rank 0 has spoken

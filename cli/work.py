@@ -63,7 +63,7 @@ class Task:
         options = dict(self.options)
         options["example_inputs"] = _moved(options["example_inputs"], device)
         inspection, votes, plan = fxgrow.plan_for(
-            model, self.data, **options, process_group=self.here.group
+            model, self.data, **options, process_group=self.here.team
         )
         return {**report.growth_dict(inspection, plan, votes=votes), "output": None}
 
@@ -75,7 +75,7 @@ class Task:
             device=self.here.device,
             **self.options,
             **growing,
-            process_group=self.here.group,
+            process_group=self.here.team,
         )
         if self.here.first and target.suffix == ".safetensors":
             io.save(growth, target, history=self.found.history)

@@ -48,7 +48,7 @@ def widen(
     seed: int = 0,
     emit: str = "graph",
     verify: bool = True,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Growth:
     """Insert units by hand; the function is kept and no data are needed.
 
@@ -113,7 +113,7 @@ def vote(
     seed: int = 0,
     example_inputs: Any = None,
     progress: Progress | None = None,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Votes:
     """Let gradients of candidate neurons vote which groups get the budget.
 
@@ -274,7 +274,7 @@ def expand(
     emit: str = "graph",
     example_inputs: Any = None,
     progress: Progress | None = None,
-    process_group: ProcessGroup | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Growth:
     """Widen a trained model where gradients ask for it (SVoD), and settle new units in (SWE).
 

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -24,6 +24,12 @@ from .wrapping import group_of, unwrap
 
 if TYPE_CHECKING:
     ProcessGroup = dist.ProcessGroup
+
+if dist.is_available():
+    # Early, if possible before there is a group: defaults of its functions hold the group
+    # of the moment of import for ever, and then gloo, once in a while, aborts the process
+    # at its end.
+    import torch.distributed.nn
 
 T = TypeVar("T")
 
@@ -37,14 +43,19 @@ class Team:
     Attributes
     ----------
     group : torch.distributed.ProcessGroup or None
-        ``None``: alone, and all methods return what they are given.
+        ``None``: all ranks there are. (A reference to the default group, kept for longer
+        than ``destroy_process_group``, lets gloo abort the process at its end.)
     rank, size : int
-        Of this process in the group, and the group's.
+        Of this process in the group, and the group's. With size 1 the process is alone,
+        and all methods return what they are given.
+    prepared : bool
+        Whether models come plain and compared, and failures are handled, further out.
     """
 
     group: ProcessGroup | None = None
     rank: int = 0
     size: int = 1
+    prepared: bool = False
 
     # ---------------------------------------------------------------- meeting
 
@@ -268,14 +279,14 @@ class Team:
         return torch.device("cpu" if "cpu" in kinds else "cuda")
 
 
-def find_team(model: torch.nn.Module, process_group: ProcessGroup | None = None) -> Team:
+def find_team(model: torch.nn.Module, process_group: ProcessGroup | Team | None = None) -> Team:
     """Return the ranks that grow ``model`` together.
 
     Parameters
     ----------
     model : torch.nn.Module
         Wrapped in DDP or FSDP2 it names its own group.
-    process_group : torch.distributed.ProcessGroup, optional
+    process_group : torch.distributed.ProcessGroup or Team, optional
         For plain models, and to override. Without either, the process is alone.
 
     Raises
@@ -283,13 +294,15 @@ def find_team(model: torch.nn.Module, process_group: ProcessGroup | None = None)
     InputError
         This process is no member, or the model is wrapped in what can't be unwrapped.
     """
+    if isinstance(process_group, Team):
+        return process_group
     group = group_of(model) if process_group is None else process_group
     if group is None:
         return Team()
-    rank = dist.get_rank(group)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise InputError("this rank is no member of process_group; call only on its members")
-    return Team(group, rank, dist.get_world_size(group))
+    return Team(None if group is dist.group.WORLD else group, rank, size)
 
 
 @contextlib.contextmanager
@@ -298,14 +311,14 @@ def together(
 ) -> Iterator[tuple[Team, torch.nn.Module]]:
     """Yield the team and the plain model; a failure of one rank is one of all.
 
-    A :class:`Team` in place of a group means that all this was done further out.
+    The team yielded is ``prepared``, so that functions may call each other.
     """
-    if isinstance(process_group, Team):
-        yield process_group, model
-        return
     team = find_team(model, process_group)
+    if team.prepared:
+        yield team, model
+        return
     with team.together():
-        yield team, team.own(model)
+        yield replace(team, prepared=True), team.own(model)
 
 
 # -------------------------------------------------------------------- reasons

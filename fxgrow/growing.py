@@ -119,12 +119,14 @@ class GrowthSettings:
                 seed=seed,
                 emit=self.emit,
                 example_inputs=example,
-                **{**self.options, "process_group": team.group},
+                **{**self.options, "process_group": team},
             )
             if first is None:
                 return growth, (None, None)
             losses = [_eval_loss(each, first, self.loss) for each in (module, growth.module)]
-            (both,) = team.mean([torch.tensor(losses)], samples(first[0]), "the first batch")
+            (both,) = team.mean(
+                [torch.tensor(losses).double()], samples(first[0]), "the first batch"
+            )
             before, after = losses if both is None else both.tolist()
             return growth, (before, after)
 

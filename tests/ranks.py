@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import fxgrow
 from fxgrow import stages
 from fxgrow.distributed import find_team
+from fxgrow.sharding import whole
+from fxgrow.wrapping import parameters_of
 
 SIZE = 2
 
@@ -174,6 +177,59 @@ def repeated(rank):
     return outcome(again)
 
 
+# ---------------------------------------------------------------------- growers
+
+
+def halves(rank):
+    """Equal shares, for training: DDP and FSDP2 do not weigh their means."""
+    return [(x.chunk(SIZE)[rank], y.chunk(SIZE)[rank]) for x, y in batches()]
+
+
+def grow_and_train(wrap, data, epochs=3, path=None):
+    """Three epochs of Adam with a growth after the first and the second."""
+    model = wrap(net())
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    grower = fxgrow.Grower(
+        model,
+        optimizer,
+        data=data,
+        budget=[4, 6],
+        schedule=fxgrow.every(epochs=1),
+        adjust_epochs=1,
+        track={"scheduler": scheduler},
+    )
+    if path is not None:
+        model = grower.resume(path)
+    while grower.epoch < epochs:
+        train(model, optimizer, data)
+        scheduler.step()
+        model = grower.epoch_end(metric=float(grower.epoch))
+        if path is not None:
+            grower.save(path)
+    params = parameters_of(model)
+    return {
+        "state": grower.module.state_dict(),
+        "moments": {name: whole(optimizer.state[p]["exp_avg"]) for name, p in params.items()},
+        "class": type(model).__name__,
+        "losses": [row.loss_after for row in grower.history.growths],
+    }
+
+
+def growers(rank):
+    return {
+        "ddp": grow_and_train(DDP, halves(rank)),
+        "fsdp": grow_and_train(sharded, halves(rank)),
+    }
+
+
+def resumed(rank, folder):
+    """Two epochs, then another run goes on from the file."""
+    path = folder / "run.pt"
+    grow_and_train(sharded, halves(rank), 2, path)
+    return grow_and_train(sharded, halves(rank), 3, path)
+
+
 # ------------------------------------------------------------------- failures
 
 
@@ -269,7 +325,9 @@ def main(rank, folder, names):
     results = {}
     for name in names:
         torch.save(results, folder / f"rank{rank}.pt")  # before a rank is killed, too
-        results[name] = globals()[name](rank)
+        function = globals()[name]
+        more = (folder,) if "folder" in inspect.signature(function).parameters else ()
+        results[name] = function(rank, *more)
     torch.save(results, folder / f"rank{rank}.pt")
     with contextlib.suppress(RuntimeError):  # the other one may be dead, on purpose
         dist.destroy_process_group()

@@ -17,7 +17,7 @@ import fxgrow
 SCENARIOS = [
     *("ddp", "plain", "fsdp", "norms", "calibration", "means"),
     *("wrapped_again", "sharded_again", "repeated"),
-    *("failures", "killed"),
+    *("growers", "resumed", "failures", "killed"),
 ]
 
 
@@ -158,6 +158,21 @@ def test_fsdp2_comes_back_on_the_same_modules(results):
             assert first[1:] == second[1:]
         rows = [sum(shape[0] for shape in result[emit]["local"]) for result in again]
         assert min(rows) > 0 and sum(rows) == 7 + 7 + 6 + 6 + 10 + 10 + 4 + 4
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return ranks.grow_and_train(lambda model: model, ranks.batches())
+
+
+@pytest.mark.parametrize("scenario", ["ddp", "fsdp", "resumed"])
+def test_growers_keep_training_as_one_process_does(results, trained, scenario):
+    for result in results:
+        own = result["resumed"] if scenario == "resumed" else result["growers"][scenario]
+        assert own["class"].startswith("Distributed" if scenario == "ddp" else "FSDP")
+        assert difference(own["state"], trained["state"]) < 1e-9
+        assert difference(own["moments"], trained["moments"]) < 1e-9
+        assert own["losses"] == pytest.approx(trained["losses"], abs=1e-9)
 
 
 # ------------------------------------------------------------------------ failures
