@@ -242,7 +242,9 @@ class Team:
         with torch.no_grad():
             for buffer, piece in zip(buffers, pieces, strict=True):
                 # cloned: a piece may start where its dtype must not
-                buffer.copy_(piece.clone().view(buffer.dtype).reshape(buffer.shape))
+                value = piece.clone().view(buffer.dtype).reshape(buffer.shape).to(buffer.device)
+                if not torch.equal(value, buffer):  # expanded ones can't be written to
+                    buffer.copy_(value)
 
     def settle(self, module: torch.nn.Module, **also: Any) -> None:
         """Make sure that all ranks hold the same bits.

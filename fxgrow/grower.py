@@ -36,8 +36,8 @@ class Grower(Run):
     Parameters
     ----------
     model : torch.nn.Module
-        Never changed; ``torch.compile`` and the like are taken off before growth and put
-        on again after it.
+        Never changed; ``torch.compile``, DDP and FSDP2 are taken off before growth and put
+        on again after it. Under the latter two all ranks make the same calls.
     optimizer : torch.optim.Optimizer, or a sequence of them, optional
         Changed in place when the model grows (see :meth:`fxgrow.Growth.migrate`).
     data : re-iterable of (inputs, targets), optional

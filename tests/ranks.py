@@ -177,6 +177,57 @@ def repeated(rank):
     return outcome(again)
 
 
+def refused(rank):
+    """What can't be wrapped again, asked for before anything is grown."""
+    hooked = DDP(net())
+    hooked.register_comm_hook(Lock(), lambda state, bucket: None)
+    in_place = net()
+    in_place[0].compile(backend="eager")
+    compiled_inside = net()
+    compiled_inside[3] = torch.compile(compiled_inside[3], backend="eager")
+    fully_shard(compiled_inside[3])
+    rootless = net()
+    fully_shard(rootless[2])
+    inputs = share(rank)[0][0]
+    graph = fxgrow.widen(rootless, inputs, {"0": 2}).module
+    twice = rootless_twice()
+    twin = fxgrow.widen(twice, inputs, {"0": 2}).module
+    return {
+        "hook": raised(lambda: fxgrow.Grower(hooked, data=share(rank), budget=2)),
+        "in place": raised(lambda: fxgrow.Grower(in_place, data=share(rank), budget=2)),
+        "compiled inside": raised(lambda: fxgrow.unwrap(compiled_inside)),
+        "layers of a container": raised(lambda: fxgrow.rewrap(graph, like=rootless)),
+        "called twice": raised(lambda: fxgrow.rewrap(twin, like=twice)),
+        "own wrap": type(fxgrow.rewrap(net(), like=hooked, wrap=DDP)).__name__,
+    }
+
+
+class Lock:
+    """Any state of a hook."""
+
+
+class Twice(nn.Module):
+    """Calls the layer inside its container two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 5, 3)
+        self.inner = nn.Sequential(nn.Conv2d(5, 5, 3, padding=1))
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.last(torch.relu(self.inner(self.inner(x))).mean((2, 3)))
+
+
+def rootless_twice():
+    model = Twice().double()
+    for p in model.parameters():
+        dist.broadcast(p.data, 0)
+    fully_shard(model.inner)
+    return model
+
+
 # ---------------------------------------------------------------------- growers
 
 

@@ -9,15 +9,17 @@ import pytest
 import ranks
 import torch
 from fxgrow_cli.main import app
+from fxgrow_cli.ranks import Share
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fxgrow
+from fxgrow.reduce import samples
 
 SCENARIOS = [
     *("ddp", "plain", "fsdp", "norms", "calibration", "means"),
     *("wrapped_again", "sharded_again", "repeated"),
-    *("growers", "resumed", "failures", "killed"),
+    *("refused", "growers", "resumed", "failures", "killed"),
 ]
 
 
@@ -160,6 +162,27 @@ def test_fsdp2_comes_back_on_the_same_modules(results):
         assert min(rows) > 0 and sum(rows) == 7 + 7 + 6 + 6 + 10 + 10 + 4 + 4
 
 
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("hook", "DDP was made with a communication hook with state (Lock)"),
+        ("in place", "a module was compiled in place"),
+        ("compiled inside", "shard first, then compile"),
+        ("called twice", "the root is not sharded"),
+    ],
+)
+def test_wrappings_that_can_t_be_repeated_are_refused(results, case, reason):
+    for result in results:
+        kind, text = result["refused"][case]
+        assert kind == "UnsupportedError" and reason in text
+
+
+def test_layers_inside_a_container_are_sharded_without_their_root(results):
+    for result in results:
+        assert result["refused"]["layers of a container"] == ("nothing", "")
+        assert result["refused"]["own wrap"] == "DistributedDataParallel"
+
+
 @pytest.fixture(scope="module")
 def trained():
     return ranks.grow_and_train(lambda model: model, ranks.batches())
@@ -246,6 +269,28 @@ def broken():
         raise RuntimeError("no such luck")
     return data()
 """
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_shares_of_the_ranks_make_up_the_batches(size):
+    data = [
+        ({"x": torch.arange(n), "scale": torch.tensor(2.0)}, (torch.arange(n) * 2, [n]))
+        for n in (12, 7, 2 * size)
+    ]
+    shares = [list(Share(data, rank, size)) for rank in range(size)]
+    assert [len(Share(data, rank, size)) for rank in range(size)] == [3] * size
+    for number, (inputs, (targets, _)) in enumerate(data):
+        parts = [share[number] for share in shares]
+        assert torch.equal(torch.cat([x["x"] for x, _ in parts]), inputs["x"])
+        assert torch.equal(torch.cat([y for _, (y, _) in parts]), targets)
+        assert all(samples(x) >= 2 and x["scale"] == 2 for x, _ in parts)
+
+
+def test_batches_too_small_to_share_are_whole():
+    batch = (torch.arange(3), torch.arange(3))
+    for rank in range(2):
+        (own,) = Share([batch], rank, 2)
+        assert own is batch
 
 
 ARGUMENTS = ["expand", "parts.py:cnn", "--budget", "6", "--data"]
