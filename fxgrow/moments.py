@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .spread import Place
 
-__all__ = ["Moving", "grown_state"]
+__all__ = ["Moving", "grown_state", "moved_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def _grown(
     dims = _varying(value.shape, old.shape)
     if dims is None:
         if value.numel() == 1:
-            return _number(value, moving, group)
+            return _moved(moving, key, value, group)
         raise _odd(moving, key, f"of shape {tuple(value.shape)}", owner)
     part = place.along(dims)
     new = _blank(value, moving, part.shape(value.shape))
@@ -152,10 +152,24 @@ def _blank(value: torch.Tensor, moving: Moving, shape: tuple[int, ...]) -> torch
     return torch.empty(shape, dtype=value.dtype, device=device)
 
 
-def _number(value: torch.Tensor, moving: Moving, group: Mapping[str, Any]) -> torch.Tensor:
-    """Step counts and the like; those that live on the parameter's device follow it."""
-    follows = value.device == moving.old.device and (group.get("capturable") or group.get("fused"))
-    return value.to(moving.new.device) if follows else value
+def moved_state(
+    moving: Moving, state: Mapping[str, Any], group: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """State of a parameter that did not grow: the same object, unless its device is another."""
+    if moving.old.device == moving.new.device:
+        return state
+    return {
+        key: _moved(moving, key, value, group) if isinstance(value, torch.Tensor) else value
+        for key, value in state.items()
+    }
+
+
+def _moved(moving: Moving, key: str, value: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
+    """Follow the parameter to its device; step counts stay on the CPU, as torch has them."""
+    stays = key == "step" and not (group.get("capturable") or group.get("fused"))
+    if stays or value.device != moving.old.device:
+        return value
+    return value.to(moving.new.device)
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -1,237 +1,25 @@
-"""Optimizers outlive a growth: state, options, schedulers, and errors that change nothing."""
+"""Optimizers outlive a growth: options, flags, state, whatever they are used with."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from networks import NETWORKS
-from test_optim_exact import ELEMENTWISE
+from optimizing import (
+    COUPLED,
+    Master,
+    X,
+    closure_of,
+    loss_of,
+    net,
+    train,
+    widened,
+)
 from torch import nn
 
 import fxgrow
-from fxgrow.optim import migrate
-
-X = torch.randn(7, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-ADDITIONS = {"0": 3, "2": 2}
-
-
-def net(seed=0, dtype=torch.float64):
-    torch.manual_seed(seed)
-    layers = [nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)]
-    return nn.Sequential(*layers).to(dtype)
-
-
-def widened(model, additions=None, **options):
-    like = next(model.parameters())
-    return fxgrow.widen(model, X.to(like.dtype), additions or ADDITIONS, **options)
-
-
-def loss_of(model, x=X):
-    return model(x.to(next(model.parameters()).dtype)).pow(2).mean()
-
-
-def train(model, optimizer, steps=3):
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss_of(model).backward()
-        optimizer.step()
-
-
-def frozen_copy(value):
-    """A deep copy in which tensors are their bytes and identities, for comparisons."""
-    if isinstance(value, torch.Tensor):
-        numbers = value.detach().clone()
-        return id(value), str(numbers.dtype), tuple(numbers.shape), numbers.double().tolist()
-    if isinstance(value, dict):
-        return {
-            id(k) if isinstance(k, torch.Tensor) else k: frozen_copy(v) for k, v in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [frozen_copy(v) for v in value]
-    return value
-
-
-def picture(optimizer):
-    return frozen_copy([optimizer.param_groups, dict(optimizer.state)])
-
-
-def by_name(growth, optimizer):
-    return {
-        name: optimizer.state.get(p, {})
-        for name, p in growth.module.named_parameters()
-        if any(p is q for group in optimizer.param_groups for q in group["params"])
-    }
-
-
-# ---------------------------------------------------------------- what new entries hold
-
-COUPLED = {
-    "adafactor": (torch.optim.Adafactor, {"lr": 1e-2, "weight_decay": 0.0}),
-    "muon": (torch.optim.Muon, {"lr": 1e-2, "weight_decay": 0.0}),
-}
-STILL = {"weight_decay": 0, "lambd": 0.0}
-
-
-@pytest.mark.parametrize("kind", sorted({**ELEMENTWISE, **COUPLED}))
-def test_zero_is_the_state_of_entries_that_never_saw_a_gradient(kind):
-    """The same state as that of a wide optimizer that was fed zeros for new entries."""
-    make, options = {**ELEMENTWISE, **COUPLED}[kind]
-    known = make([torch.ones(2, 2)], **options).defaults
-    options = {**options, **{key: value for key, value in STILL.items() if key in known}}
-    model = net()
-    old = [p for p in model.parameters() if p.ndim == 2 or kind != "muon"]
-    growth = widened(model)
-    wide = fxgrow.widen(model, X, ADDITIONS).module
-    twins = [p for p in wide.parameters() if p.ndim == 2 or kind != "muon"]
-    names = [n for n, p in wide.named_parameters() if p.ndim == 2 or kind != "muon"]
-    narrow_optimizer = make(old, **options)
-    wide_optimizer = make(twins, **options)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        for name, p, q in zip(names, old, twins, strict=True):
-            p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            q.grad = growth.index_map.apply(name, p.grad)
-        narrow_optimizer.step()
-        wide_optimizer.step()
-    growth.migrate(narrow_optimizer)
-    got = by_name(growth, narrow_optimizer)
-    assert got.keys() == set(names)
-    for name, q in zip(names, twins, strict=True):
-        wanted = wide_optimizer.state.get(q, {})
-        assert got[name].keys() == wanted.keys()
-        for key, value in wanted.items():
-            mine = got[name][key]
-            if value is None:  # SGD without momentum
-                assert mine is None
-                continue
-            assert (mine.dtype, mine.shape) == (value.dtype, value.shape)
-            assert mine.stride() == value.stride()
-            if key in {"ax"}:  # of the grown module's own values, where new
-                new = dict(growth.module.named_parameters())[name]
-                mask = torch.ones_like(new, dtype=torch.bool)
-                mask[growth.index_map.region(name, growth.sources[name])] = False
-                assert torch.equal(mine[mask], new[mask])
-                mine, value = mine[~mask], value[~mask]
-            assert torch.allclose(mine, value, rtol=1e-12, atol=0), (name, key)
-
-
-SCALES = {
-    "adam amsgrad": ["exp_avg_sq", "max_exp_avg_sq"],
-    "rmsprop centered": ["square_avg"],
-    "adagrad": ["sum"],
-    "adadelta": ["square_avg", "acc_delta"],
-    "adamax": ["exp_inf"],
-    "rprop": ["step_size"],
-    "radam": ["exp_avg_sq"],
-    "nadam": ["exp_avg_sq"],
-    "adafactor": ["row_var", "variance"],
-}
-
-
-@pytest.mark.parametrize("kind", sorted(SCALES))
-def test_mean_fills_scales_with_the_mean_over_old_units(kind):
-    make, options = {**ELEMENTWISE, **COUPLED}[kind]
-    model = net()
-    optimizer = make(model.parameters(), **options)
-    train(model, optimizer)
-    old = {n: dict(optimizer.state[p]) for n, p in model.named_parameters()}
-    growth = widened(model)
-    growth.migrate(optimizer, fill="mean")
-    got = by_name(growth, optimizer)
-    for name, axes in growth.index_map.axes.items():
-        for key, value in got[name].items():
-            if value.ndim != len(growth.sources[name].shape):
-                assert torch.equal(value, old[name][key])
-                continue
-            wanted = old[name][key]
-            for dim, axis in sorted(axes.items()):
-                if wanted.shape[dim] != len(axis.old):
-                    continue
-                mean = wanted.mean(dim, keepdim=True) if key in SCALES[kind] else 0 * wanted
-                shape = [axis.size if d == dim else n for d, n in enumerate(wanted.shape)]
-                spread = (
-                    mean.expand(shape).clone() if key in SCALES[kind] else mean.new_zeros(shape)
-                )
-                spread.index_copy_(dim, torch.from_numpy(axis.old), wanted)
-                wanted = spread
-            if key == "col_var":
-                continue
-            assert torch.allclose(value, wanted, rtol=1e-12, atol=0), (name, key)
-
-
-def test_first_steps_of_new_entries():
-    """Zero moments make them 3 times those of old ones; the mean does not."""
-    sizes = {}
-    for fill in ("zero", "mean"):
-        model = net()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(300):
-            for p in model.parameters():
-                p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-            optimizer.step()
-        growth = widened(model)
-        growth.migrate(optimizer, fill=fill)
-        weight = growth.module.get_parameter("2.weight")
-        weight.grad = torch.ones_like(weight)
-        before = weight.detach().clone()
-        optimizer.step()
-        change = (weight.detach() - before).abs()
-        new = growth.index_map.axes["2.weight"][1].new
-        sizes[fill] = float(change[:, new].mean()) / 1e-3
-    assert sizes["zero"] == pytest.approx(0.1 * (1 - 0.999**301) ** 0.5 / 0.001**0.5)
-    assert sizes["mean"] < 0.2
-
-
-def test_reset_drops_the_state_of_grown_parameters_only():
-    model = net()
-    optimizer = torch.optim.Adam(model.parameters())
-    train(model, optimizer)
-    kept = optimizer.state[model[4].bias]
-    growth = widened(model)
-    growth.migrate(optimizer, fill="reset")
-    state = by_name(growth, optimizer)
-    assert state["4.bias"] is kept
-    assert {name for name, s in state.items() if s} == {"4.bias"}
-    train(growth.module, optimizer, 1)
-    assert state["4.bias"]["step"] == 4
-    assert by_name(growth, optimizer)["0.weight"]["step"] == 1
-
-
-@pytest.mark.parametrize("fill", ["zero", "mean"])
-def test_copies_have_the_state_of_the_units_they_copy(fill):
-    factory, example = NETWORKS["mlp"]
-    torch.manual_seed(0)
-    model = factory()
-    optimizer = torch.optim.Adam(model.parameters())
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(example).pow(2).mean().backward()
-        optimizer.step()
-    group = next(g for g in fxgrow.inspect(model, example).groups if g.recipe == "copies")
-    old = {n: optimizer.state[p]["exp_avg"].clone() for n, p in model.named_parameters()}
-    growth = fxgrow.widen(model, example, {group.name: 2 * group.width})
-    growth.migrate(optimizer, fill=fill)
-    checked = 0
-    for slot in growth.groups[0].slots:
-        if slot.tensor not in growth.sources:
-            continue
-        mine = by_name(growth, optimizer)[slot.tensor]["exp_avg"]
-        templates = np.repeat(np.arange(group.width), 2)
-        copies = mine.index_select(slot.dim, torch.from_numpy(slot.new.reshape(-1)))
-        units = old[slot.tensor].index_select(slot.dim, torch.from_numpy(templates))
-        assert torch.equal(copies, units)
-        assert units.any()
-        checked += 1
-    assert checked > 5
-    optimizer.step()
-
-
-# ---------------------------------------------------------------- what stays as it was
 
 
 def test_groups_options_order_and_flags_stay():
@@ -342,23 +130,6 @@ def test_state_dict_round_trip():
     train(twin, again, 3)
     for p, q in zip(growth.module.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
-
-
-class Master(torch.optim.Optimizer):
-    """Momentum in float32, whatever the parameters are; steps counted in Python."""
-
-    def __init__(self, params, lr=0.1):
-        super().__init__(params, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                buffer = state.setdefault("buffer", torch.zeros(p.shape, dtype=torch.float32))
-                state["count"] = state.get("count", 0) + 1
-                buffer.mul_(0.9).add_(p.grad)
-                p.sub_((group["lr"] * buffer).to(p.dtype))
 
 
 def test_bf16_parameters_with_float32_state():
@@ -476,6 +247,51 @@ def test_expand_on_a_device_knows_the_callers_parameters():
     train(growth.module, optimizer, 1)
 
 
+def test_state_follows_to_another_device():
+    """Step counts stay on the CPU, as torch has them."""
+    model = net()
+    optimizer = torch.optim.NAdam(model.parameters())
+    train(model, optimizer)
+    growth = widened(model)
+    growth.module.to("meta")
+    growth.migrate(optimizer, fill="mean")
+    for p in growth.module.parameters():
+        state = optimizer.state[p]
+        assert (state["step"].device.type, float(state["step"])) == ("cpu", 3.0)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert (state[key].device.type, state[key].shape) == ("meta", p.shape)
+
+
+class PassesOn(torch.optim.Optimizer):
+    """Like Accelerate's: holds the real optimizer and passes everything on."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    state = property(lambda self: self.optimizer.state)
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    defaults = property(lambda self: self.optimizer.defaults)
+
+
+def test_wrapped_optimizers():
+    model = net()
+    inner = torch.optim.Adam(model.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(inner, 0.9)
+    train(model, inner)
+    scheduler.step()
+    growth = widened(model)
+    wrapper = PassesOn(inner)
+    options = {"new_options": {"lr": 0.001}, "schedulers": [scheduler]}
+    assert growth.migrate(wrapper, **options) is wrapper
+    train(growth.module, inner, 1)
+    scheduler.step()
+    assert scheduler.get_last_lr() == pytest.approx([0.0081, 0.0009])
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    lbfgs.step(closure_of(model, lbfgs))
+    with pytest.raises(fxgrow.UnsupportedError, match="LBFGS has a history"):
+        growth.migrate(PassesOn(lbfgs))
+
+
 # ---------------------------------------------------------------- coupled optimizers
 
 
@@ -528,111 +344,3 @@ def test_adafactor_of_vectors_in_convolutions():
     )
     growth.module(x).pow(2).mean().backward()
     optimizer.step()
-
-
-# ---------------------------------------------------------------- LBFGS
-
-
-def closure_of(model, optimizer):
-    def closure():
-        optimizer.zero_grad()
-        loss = loss_of(model)
-        loss.backward()
-        return loss
-
-    return closure
-
-
-def test_lbfgs_is_carried_without_history_only():
-    model = net()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
-    fresh = widened(model)
-    fresh.migrate(copy.deepcopy(optimizer, {id(p): p for p in model.parameters()}))
-    optimizer.step(closure_of(model, optimizer))
-    growth = widened(model)
-    before = picture(optimizer)
-    with pytest.raises(fxgrow.UnsupportedError, match=r"LBFGS has a history.*fill='reset'"):
-        growth.migrate(optimizer)
-    with pytest.raises(fxgrow.UnsupportedError, match="one param group"):
-        growth.migrate(optimizer, fill="reset", new_options={"lr": 1.0})
-    assert picture(optimizer) == before
-    growth.migrate(optimizer, fill="reset")
-    first = float(loss_of(growth.module).detach())
-    optimizer.step(closure_of(growth.module, optimizer))
-    assert float(loss_of(growth.module).detach()) < first
-
-
-# ---------------------------------------------------------------- errors change nothing
-
-
-class Odd(Master):
-    """State of a shape of its own."""
-
-    def step(self):
-        super().step()
-        for state in self.state.values():
-            state["odd"] = torch.ones(4)
-
-
-class Nested(Master):
-    def step(self):
-        super().step()
-        for state in self.state.values():
-            state["odd"] = [{"deep": torch.ones(())}]
-
-
-@pytest.mark.parametrize("kind", [Odd, Nested])
-def test_odd_state_is_refused(kind):
-    model = net()
-    optimizer = kind(model.parameters())
-    train(model, optimizer, 1)
-    growth = widened(model, {"0": 1})
-    before = picture(optimizer)
-    with pytest.raises(
-        fxgrow.UnsupportedError, match=f"{kind.__name__} keeps 'odd' for parameter '0.weight'"
-    ):
-        growth.migrate(optimizer)
-    assert picture(optimizer) == before
-    growth.migrate(optimizer, fill="reset")
-    assert "odd" in optimizer.state[growth.module.get_parameter("4.weight")]
-    train(growth.module, optimizer, 1)
-
-
-def mistakes():
-    model, other = net(), net(1)
-    growth = widened(model)
-    yield "fill", growth, model, {"fill": "ones"}, "fill is 'ones'; take 'zero'"
-    yield "another model", growth, other, {}, "holds no parameter of the model"
-    yield "done", growth, growth.module, {}, "grown module's parameters already"
-    yield "loaded", replace(growth, sources={}), model, {}, "pass model="
-    yield "wrong model", growth, model, {"model": nn.Linear(2, 2)}, "not the model that was grown"
-    wide = widened(other, {"0": 1}).module
-    yield "wide model", growth, wide, {"model": wide}, "is not the model that was grown"
-    yield "option", growth, model, {"new_options": {"rate": 1}}, "'rate' is no option.*'lr'"
-    yield "params", growth, model, {"new_options": {"params": []}}, "'params' is no option"
-    yield "rate", growth, model, {"new_options": {"lr": -1.0}}, "lr is -1.0; it must be"
-
-
-MISTAKES = {name: rest for name, *rest in mistakes()}
-
-
-@pytest.mark.parametrize("name", sorted(MISTAKES))
-def test_mistakes_are_named_and_change_nothing(name):
-    growth, model, options, message = MISTAKES[name]
-    optimizer = torch.optim.Adam(model.parameters())
-    train(model, optimizer, 1)
-    before = picture(optimizer)
-    with pytest.raises(fxgrow.InputError, match=message):
-        migrate(growth, optimizer, **options)
-    assert picture(optimizer) == before
-
-
-def test_a_loaded_growth_takes_the_model(tmp_path):
-    model = net()
-    widened(model).save(str(tmp_path / "grown.safetensors"))
-    growth = fxgrow.load(tmp_path / "grown.safetensors", base=net(1))
-    assert not growth.sources
-    optimizer = torch.optim.Adam(model.parameters())
-    train(model, optimizer, 1)
-    growth.migrate(optimizer, model=model)
-    train(growth.module, optimizer, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from checks import difference, doubled, outputs, randomised, step
 from networks import NETWORKS
-from test_optim import ADDITIONS, X, net, train, widened
+from optimizing import ADDITIONS, X, net, train, widened
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 

@@ -10,41 +10,12 @@ from checks import doubled, randomised, run, step, tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS
+from optimizing import ELEMENTWISE
 from test_random_networks import RECIPES, SIZE, RandomNet
 
 import fxgrow
 
 TOLERANCE = 1e-12
-
-# Every optimizer that treats each entry alone, in its variants.
-ELEMENTWISE = {
-    "adam": (torch.optim.Adam, {"lr": 1e-2}),
-    "adam amsgrad": (torch.optim.Adam, {"lr": 1e-2, "amsgrad": True, "weight_decay": 0.1}),
-    "adam foreach": (torch.optim.Adam, {"lr": 1e-2, "foreach": True}),
-    "adam fused": (torch.optim.Adam, {"lr": 1e-2, "fused": True}),
-    "adamw": (torch.optim.AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
-    "sgd": (torch.optim.SGD, {"lr": 1e-4}),
-    "sgd momentum": (
-        torch.optim.SGD,
-        {"lr": 1e-4, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1},
-    ),
-    "sgd nesterov": (torch.optim.SGD, {"lr": 1e-4, "momentum": 0.9, "nesterov": True}),
-    "sgd fused": (torch.optim.SGD, {"lr": 1e-4, "momentum": 0.9, "fused": True}),
-    "rmsprop": (torch.optim.RMSprop, {"lr": 1e-2}),
-    "rmsprop centered": (
-        torch.optim.RMSprop,
-        {"lr": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.1},
-    ),
-    "adagrad": (torch.optim.Adagrad, {"lr": 1e-2, "lr_decay": 0.1}),
-    "adagrad initial": (torch.optim.Adagrad, {"lr": 1e-2, "initial_accumulator_value": 0.3}),
-    "adagrad fused": (torch.optim.Adagrad, {"lr": 1e-2, "fused": True}),
-    "nadam": (torch.optim.NAdam, {"lr": 1e-2, "weight_decay": 0.1}),
-    "radam": (torch.optim.RAdam, {"lr": 1e-2}),
-    "adadelta": (torch.optim.Adadelta, {"lr": 1.0}),
-    "adamax": (torch.optim.Adamax, {"lr": 1e-2}),
-    "rprop": (torch.optim.Rprop, {"lr": 1e-2}),
-    "asgd": (torch.optim.ASGD, {"lr": 1e-4, "t0": 1}),
-}
 
 
 def backward(model, example, seed):
@@ -148,7 +119,7 @@ def random_net(recipe):
 
 
 @settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
