@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from .spread import Place
 
-__all__ = ["Moving", "grown_state"]
+__all__ = ["Moving", "grown_state", "moved_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class Moving:
 _NEUTRAL: dict[tuple[str, str], Callable[[Mapping[str, Any]], float]] = {
     ("sum", "initial_accumulator_value"): lambda group: group["initial_accumulator_value"],
     ("step_size", "etas"): lambda group: float(group["lr"]),  # Rprop
+    ("exp_inf", "eps"): lambda group: group["eps"],  # Adamax
 }
 
 # Averages of the weights themselves.
@@ -106,11 +107,10 @@ def _grown(
         if _holds_tensors(value):
             raise _odd(moving, key, f"a {type(value).__name__} of tensors", owner)
         return value
-    over = _look_up(_MEANS_OVER, key, group)
-    dims = _varying(value.shape, old.shape, over)
+    dims = _varying(value.shape, old.shape)
     if dims is None:
         if value.numel() == 1:
-            return _number(value, moving, group)
+            return _moved(moving, key, value, group)
         raise _odd(moving, key, f"of shape {tuple(value.shape)}", owner)
     part = place.along(dims)
     new = _blank(value, moving, part.shape(value.shape))
@@ -120,6 +120,7 @@ def _grown(
     neutral = _look_up(_NEUTRAL, key, group)
     new.fill_(0 if neutral is None else neutral(group))
     spread(part, value, new, mean=mean and key in _SCALES)
+    over = _look_up(_MEANS_OVER, key, group)
     if over is not None and not mean:  # the mean now covers fresh entries without a gradient
         new.mul_(1 - place.fresh(over % old.ndim) / moving.new.shape[over])
     return new
@@ -129,16 +130,17 @@ def _look_up(table: Mapping[tuple[str, str], Any], key: str, group: Mapping[str,
     return next((v for (name, option), v in table.items() if name == key and option in group), None)
 
 
-def _varying(state: torch.Size, old: torch.Size, over: int | None) -> frozenset[int] | None:
-    """Dimensions along which a state varies with the parameter; ``None``: it is not alike."""
+def _varying(state: torch.Size, old: torch.Size) -> frozenset[int] | None:
+    """Dimensions along which a state varies with the parameter; ``None``: it is not alike.
+
+    An axis of size 1 never grows, so it does not matter on which side it is counted.
+    """
     if len(state) != len(old) or not len(old):
         return None
-    reduced = None if over is None else over % len(old)
     sizes = list(enumerate(zip(state, old, strict=True)))
-    if any(s != 1 and (s != n or dim == reduced) for dim, (s, n) in sizes):
+    if any(s not in (1, n) for _, (s, n) in sizes):
         return None
-    # Along a dimension of size 1 that grows, the state is taken to vary, if not known better.
-    return frozenset(dim for dim, (s, n) in sizes if s == n and dim != reduced)
+    return frozenset(dim for dim, (s, n) in sizes if s == n)
 
 
 def _blank(value: torch.Tensor, moving: Moving, shape: tuple[int, ...]) -> torch.Tensor:
@@ -150,10 +152,24 @@ def _blank(value: torch.Tensor, moving: Moving, shape: tuple[int, ...]) -> torch
     return torch.empty(shape, dtype=value.dtype, device=device)
 
 
-def _number(value: torch.Tensor, moving: Moving, group: Mapping[str, Any]) -> torch.Tensor:
-    """Step counts and the like; those that live on the parameter's device follow it."""
-    follows = value.device == moving.old.device and (group.get("capturable") or group.get("fused"))
-    return value.to(moving.new.device) if follows else value
+def moved_state(
+    moving: Moving, state: Mapping[str, Any], group: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """State of a parameter that did not grow: the same object, unless its device is another."""
+    if moving.old.device == moving.new.device:
+        return state
+    return {
+        key: _moved(moving, key, value, group) if isinstance(value, torch.Tensor) else value
+        for key, value in state.items()
+    }
+
+
+def _moved(moving: Moving, key: str, value: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
+    """Follow the parameter to its device; step counts stay on the CPU, as torch has them."""
+    stays = key == "step" and not (group.get("capturable") or group.get("fused"))
+    if stays or value.device != moving.old.device:
+        return value
+    return value.to(moving.new.device)
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from .analyse import tensor_names
 from .errors import InputError, UnsupportedError
 from .ir import Fill
-from .moments import Moving, grown_state
+from .moments import Moving, grown_state, moved_state
 from .regroup import Regrouping, bare, regroup, reschedule
 from .spread import fits, places, spread_average
 
@@ -62,6 +62,7 @@ def migrate(
         rates of a schedule are scaled as ``lr`` is.
     schedulers : iterable, optional
         With ``new_options``: every scheduler of this optimizer, told of the new groups.
+        Missing ones are refused, but for ``ReduceLROnPlateau``, which leaves no trace.
     model : torch.nn.Module, optional
         The model that was grown; needed where ``growth.sources`` is empty, after
         :func:`fxgrow.load`.
@@ -179,10 +180,12 @@ def _new_state(
     result: dict[Any, Any] = {}
     for key, state in optimizer.state.items():
         moving = moves.get(id(key))
-        if moving is None or moving.place is None or not state:
-            result[key if moving is None else moving.new] = state
+        options = owners.get(id(key), optimizer.defaults)
+        if moving is None:
+            result[key] = state
+        elif moving.place is None or not state:
+            result[moving.new] = moved_state(moving, state, options)
         elif fill != "reset":
-            options = owners.get(id(key), optimizer.defaults)
             result[moving.new] = grown_state(
                 moving, state, options, mean=fill == "mean", owner=owner
             )
