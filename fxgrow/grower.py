@@ -227,7 +227,8 @@ class Grower(Run):
         self._migrate(growth)
         self._adopt(self._wrapped(growth.module), growth.module)
         row = self._row(growth, budget, losses, time.perf_counter() - begin)
-        self._ledger.grew(plain(growth_step(growth), "growth"), row)
+        step = {**growth_step(growth), "inputs": growth.report["inputs"]}
+        self._ledger.grew(plain(step, "growth"), row)
         self._size = size
         return self._model
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .data import LossFn
     from .ir import Growth, Unit
 
-__all__ = ["GrowthSettings"]
+__all__ = ["GrowthSettings", "with_own_iterator"]
 
 _OURS = {"model", "data", "budget", "unit", "loss", "seed", "emit", "example_inputs", "device"}
 OPTIONS = frozenset(signatures.signature(expand).parameters) - _OURS
@@ -64,7 +64,7 @@ class GrowthSettings:
     def example(self, module: torch.nn.Module, given: Any) -> Any:
         """Return example inputs; the random states are left alone."""
         with undisturbed(self.generators, self.seed):
-            return example_of(module, _with_own_iterator(self.data), given)
+            return example_of(module, with_own_iterator(self.data), given)
 
     def size(self, module: torch.nn.Module, example: Any) -> Size:
         """Measure a model.
@@ -103,7 +103,7 @@ class GrowthSettings:
             Before and after, on the first batch, in eval mode.
         """
         seed = self.seed + round_
-        data = _with_own_iterator(self.data)
+        data = with_own_iterator(self.data)
         with undisturbed(self.generators, seed):
             first = None if data is None else next(iter(batches(data, module)))
             growth = expand(
@@ -130,7 +130,7 @@ def _eval_loss(module: torch.nn.Module, batch: Any, loss: LossFn | str | None) -
         return float(batch_loss(twin, inputs, targets, loss, 0))
 
 
-def _with_own_iterator(data: Iterable[Any] | None) -> Any:
+def with_own_iterator(data: Iterable[Any] | None) -> Any:
     """Return the data; a loader whose workers live on is copied.
 
     Such a loader has one iterator, and starting it again would cut off the epoch that

@@ -9,7 +9,9 @@ import torch
 
 from . import checkpoint
 from .errors import InputError, UnsupportedError
+from .io import example_inputs
 from .ledger import Ledger
+from .stages import to_device
 from .wrapping import peel
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from .history import History
     from .ir import Growth
 
-__all__ = ["Run"]
+__all__ = ["Run", "regrown"]
 
 
 class Run:
@@ -202,7 +204,11 @@ class Run:
         return dict(checkpoint.plain({**self._ledger.to_dict(), "emit": self._settings.emit}, ""))
 
     def restore(
-        self, record: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+        self,
+        record: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor] | None = None,
+        *,
+        grown: bool = False,
     ) -> torch.nn.Module:
         """Grow as a record says, for the shapes; optimizers and average follow.
 
@@ -212,6 +218,8 @@ class Run:
             What :meth:`record` returned.
         weights : dict of str to torch.Tensor, optional
             State dict of the grown module, which is loaded.
+        grown : bool
+            The model has been given its grown shape already (:func:`regrown`).
 
         Returns
         -------
@@ -225,8 +233,8 @@ class Run:
             Grower has made already; nothing has changed then.
         """
         ledger = Ledger.from_dict(record, self._ledger.mode)
-        made = len(self._ledger.steps)
-        if ledger.steps[:made] != self._ledger.steps:
+        made = len(ledger.steps if grown else self._ledger.steps)
+        if not grown and ledger.steps[:made] != self._ledger.steps:
             raise InputError(
                 "the checkpoint tells of other growths than this Grower has made; "
                 "load it into a Grower on the model as it was before growth"
@@ -328,3 +336,32 @@ class Run:
         optimizers = {f"optimizer{n}": each for n, each in enumerate(self._optimizers)}
         average = {} if self.ema is None else {"ema": self.ema}
         return {**optimizers, **average, **{f"track.{k}": v for k, v in self._objects.items()}}
+
+
+def regrown(module: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Module:
+    """Repeat the growths of a record on the module that they started from.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        As it was before any growth. Never changed.
+    record : dict
+        What :meth:`Run.record` returned.
+
+    Returns
+    -------
+    torch.nn.Module
+        Of the grown shape; its weights are still to be loaded.
+
+    Raises
+    ------
+    InputError
+        When the record is damaged, or does not fit the module.
+    """
+    steps = Ledger.from_dict(record, "min").steps
+    if not steps:
+        return module
+    inner, wrap = peel(module)
+    anchor = next(inner.parameters())
+    inputs = to_device(example_inputs(steps[0]["inputs"]), anchor.device)
+    return wrap(checkpoint.regrow(inner, steps, inputs, record["emit"])[-1].module)
