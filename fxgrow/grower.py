@@ -117,7 +117,7 @@ class Grower(Run):
         min_delta: float = 0.0,
         mode: str = "min",
         loss: LossFn | str | None = None,
-        fill: Fill = "mean",
+        fill: Fill = "zero",
         new_options: Mapping[str, Any] | None = None,
         ema: Any = None,
         track: Mapping[str, Any] | None = None,
