@@ -117,7 +117,7 @@ class Grower(Run):
         min_delta: float = 0.0,
         mode: str = "min",
         loss: LossFn | str | None = None,
-        fill: Fill = "mean",
+        fill: Fill = "zero",
         new_options: Mapping[str, Any] | None = None,
         ema: Any = None,
         track: Mapping[str, Any] | None = None,
@@ -232,7 +232,8 @@ class Grower(Run):
             return self._finish(over)
         self._follow(module, [growth])
         row = self._row(growth, budget, losses, time.perf_counter() - begin)
-        self._ledger.grew(plain(growth_step(growth), "growth"), row)
+        step = {**growth_step(growth), "inputs": growth.report["inputs"]}
+        self._ledger.grew(plain(step, "growth"), row)
         self._size = size
         return self._model
 

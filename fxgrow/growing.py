@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .distributed import Team
     from .ir import Growth, Unit
 
-__all__ = ["GrowthSettings"]
+__all__ = ["GrowthSettings", "with_own_iterator"]
 
 _OURS = {"model", "data", "budget", "unit", "loss", "seed", "emit", "example_inputs", "device"}
 OPTIONS = frozenset(signatures.signature(expand).parameters) - _OURS
@@ -66,7 +66,7 @@ class GrowthSettings:
     def example(self, module: torch.nn.Module, given: Any, team: Team) -> Any:
         """Return example inputs, the same on all ranks; the random states are left alone."""
         with undisturbed(self.generators, self.seed):
-            return shared_example(team, module, _with_own_iterator(self.data), given)
+            return shared_example(team, module, with_own_iterator(self.data), given)
 
     def size(self, module: torch.nn.Module, example: Any) -> Size:
         """Measure a model.
@@ -107,7 +107,7 @@ class GrowthSettings:
             Before and after, on the first batch of all ranks, in eval mode.
         """
         seed = self.seed + round_
-        data = _with_own_iterator(self.data)
+        data = with_own_iterator(self.data)
         with undisturbed(self.generators, seed):
             first = None if data is None else next(iter(batches(data, module)))
             growth = expand(
@@ -138,7 +138,7 @@ def _eval_loss(module: torch.nn.Module, batch: Any, loss: LossFn | str | None) -
         return float(batch_loss(twin, inputs, targets, loss, 0))
 
 
-def _with_own_iterator(data: Iterable[Any] | None) -> Any:
+def with_own_iterator(data: Iterable[Any] | None) -> Any:
     """Return the data; a loader whose workers live on is copied.
 
     Such a loader has one iterator, and starting it again would cut off the epoch that

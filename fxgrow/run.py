@@ -111,7 +111,7 @@ class Run:
 
         Under FSDP2 a copy with whole parameters, gathered now: all ranks must ask for it.
         """
-        return plain_of(self._model) if self._inside is None else self._inside
+        return plain_of(self._model if self._inside is None else self._inside)
 
     @property
     def step(self) -> int:
@@ -230,7 +230,11 @@ class Run:
         return dict(checkpoint.plain({**self._ledger.to_dict(), "emit": self._settings.emit}, ""))
 
     def restore(
-        self, record: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None = None
+        self,
+        record: Mapping[str, Any],
+        weights: Mapping[str, torch.Tensor] | None = None,
+        *,
+        grown: bool = False,
     ) -> torch.nn.Module:
         """Grow as a record says, for the shapes; optimizers and average follow.
 
@@ -240,6 +244,8 @@ class Run:
             What :meth:`record` returned.
         weights : dict of str to torch.Tensor, optional
             State dict of the grown module, which is loaded.
+        grown : bool
+            The model has been given its grown shape already (:func:`fxgrow.regrowth.regrown`).
 
         Returns
         -------
@@ -253,8 +259,8 @@ class Run:
             Grower has made already; nothing has changed then.
         """
         ledger = Ledger.from_dict(record, self._ledger.mode)
-        made = len(self._ledger.steps)
-        if ledger.steps[:made] != self._ledger.steps:
+        made = len(ledger.steps if grown else self._ledger.steps)
+        if not grown and ledger.steps[:made] != self._ledger.steps:
             raise InputError(
                 "the checkpoint tells of other growths than this Grower has made; "
                 "load it into a Grower on the model as it was before growth"

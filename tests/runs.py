@@ -82,7 +82,7 @@ def build(variant, progress=None):
     return grower, optimizer, scheduler
 
 
-def train(path, variant, *, epochs=4, every=2, progress=None):
+def train(path, variant, *, epochs=4, every=2, progress=None, tell=None):
     """Train to the end, from wherever the checkpoint is; return a digest of all state."""
     grower, optimizer, scheduler = build(variant, progress)
     model = grower.resume(path)
@@ -98,6 +98,8 @@ def train(path, variant, *, epochs=4, every=2, progress=None):
             model = grower.step_end(metric=loss.item())
             if grower.step % every == 0:
                 grower.save(path)
+            if tell:
+                tell(grower.step)
         model = grower.epoch_end(metric=validate(model))
     return digest(grower.state_dict())
 
@@ -146,7 +148,7 @@ def suicidal(function, at):
     return call
 
 
-def child(path, variant, result, where="", at=0):
+def child(path, variant, result, where="", at=0, pipe=None):
     """Body of a process: train, and write the digest; die at a chosen place."""
     torch.set_num_threads(1)
     progress = suicidal(lambda *_: None, at) if where == "growth" else None
@@ -156,7 +158,9 @@ def child(path, variant, result, where="", at=0):
         Path.replace = suicidal(Path.replace, at)
     if where == "torch.save":
         torch.save = half(torch.save, at)
-    Path(result).write_text(train(path, variant, progress=progress), encoding="utf-8")
+    tell = pipe.send if pipe else None
+    outcome = train(path, variant, progress=progress, tell=tell)
+    Path(result).write_text(outcome, encoding="utf-8")
 
 
 def half(function, at):
