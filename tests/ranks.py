@@ -191,7 +191,7 @@ def refused(rank):
     inputs = share(rank)[0][0]
     graph = fxgrow.widen(rootless, inputs, {"0": 2}).module
     twice = rootless_twice()
-    twin = fxgrow.widen(twice, inputs, {"0": 2}).module
+    twin = fxgrow.widen(twice, inputs, {"first": 2}).module
     return {
         "hook": raised(lambda: fxgrow.Grower(hooked, data=share(rank), budget=2)),
         "in place": raised(lambda: fxgrow.Grower(in_place, data=share(rank), budget=2)),
