@@ -114,6 +114,11 @@ class Run:
         return plain_of(self._model if self._inside is None else self._inside)
 
     @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Generators that belong to the run: those of the data, and tracked ones."""
+        return self._settings.generators
+
+    @property
     def step(self) -> int:
         """Steps that have ended."""
         return self._ledger.now.step

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..checkpoint import random_state, set_random_state
 from ..grower import Grower
 from .inside import Inside, as_pair
 
@@ -17,9 +18,10 @@ class GrowthCallback(Callback):
     """Grows ``getattr(lightning_module, part)`` while Lightning trains.
 
     Optimizers are migrated in place, so schedulers go on. Checkpoints need nothing else:
-    ``trainer.fit(..., ckpt_path=...)`` brings the part to its grown size first. Let
-    ModelCheckpoint save at the end of training epochs (``save_on_train_epoch_end=True``),
-    where this callback grows, for a resumed run to be the same.
+    ``trainer.fit(..., ckpt_path=...)`` brings the part to its grown size first, and the
+    random states (that of the training loader too) to where they were. Let ModelCheckpoint
+    save at the end of training epochs (``save_on_train_epoch_end=True``), where this
+    callback grows, for a resumed run to be the same.
 
     Parameters
     ----------
@@ -47,6 +49,7 @@ class GrowthCallback(Callback):
         **options: Any,
     ) -> None:
         self._inside = Inside(part, monitor, pair, options)
+        self._random: dict[str, Any] | None = None  # of a checkpoint, until training starts
 
     @property
     def grower(self) -> Grower | None:
@@ -59,7 +62,9 @@ class GrowthCallback(Callback):
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             del pl_module.on_load_checkpoint
-            self._inside.regrow(pl_module, checkpoint.get("callbacks", {}).get(self.state_key, {}))
+            state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+            self._inside.regrow(pl_module, state.get("record", {}))
+            self._random = state.get("random")
             theirs(checkpoint)
 
         # callbacks are only asked after the weights are loaded, the module is asked before
@@ -70,6 +75,10 @@ class GrowthCallback(Callback):
         pl_module.__dict__.pop("on_load_checkpoint", None)
         loader = trainer.train_dataloader
         self._inside.start(pl_module, trainer.optimizers, loader, trainer.world_size)
+        if self._random is not None and self.grower is not None:
+            set_random_state(self._random, self.grower.generators)
+            iter(trainer.fit_loop._data_fetcher)  # draws its order, too early the first time
+            self._random = None
 
     def on_train_batch_end(
         self,
@@ -87,8 +96,11 @@ class GrowthCallback(Callback):
         self._inside.epoch(pl_module, trainer.callback_metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return growths, counters and metrics for the checkpoint."""
-        return self._inside.record()
+        """Return growths, counters, metrics and random states for the checkpoint."""
+        if self.grower is None:
+            return {}
+        random = random_state(self.grower.generators)
+        return {"record": self.grower.record(), "random": random}
 
     @property
     def state_key(self) -> str:
