@@ -103,8 +103,12 @@ class Team:
             yield
         except RankError:  # every rank has it already
             raise
-        except BaseException as error:
+        except Exception as error:
             self.meet("a failure", error)
+            raise
+        except BaseException as error:  # Ctrl-C stays what it is
+            with contextlib.suppress(RankError):
+                self.meet("a failure", error)
             raise
         self.meet("the end")
 

@@ -277,8 +277,27 @@ def growers(rank):
 def resumed(rank, folder):
     """Two epochs, then another run goes on from the file."""
     path = folder / "run.pt"
+    torch.manual_seed(100 + rank)
     grow_and_train(sharded, halves(rank), 2, path)
-    return grow_and_train(sharded, halves(rank), 3, path)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    again = grow_and_train(sharded, halves(rank), 3, path)
+    return {**again, "random": (expected, torch.rand(1))}
+
+
+def interrupted(rank):
+    """Ctrl-C on rank 1 only."""
+
+    class Interrupting:
+        def __iter__(self):
+            yield from share(rank)[:1]
+            raise KeyboardInterrupt
+
+    try:
+        data = Interrupting() if rank else share(rank)
+        fxgrow.expand(net(), data, budget=6, process_group=dist.group.WORLD)
+    except (KeyboardInterrupt, fxgrow.RankError) as error:
+        return type(error).__name__, str(error)
 
 
 # ------------------------------------------------------------------- failures
@@ -382,6 +401,8 @@ def main(rank, folder, names):
     torch.save(results, folder / f"rank{rank}.pt")
     with contextlib.suppress(RuntimeError):  # the other one may be dead, on purpose
         dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # device meshes still hold the group, and gloo may abort at a regular end
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from fxgrow.reduce import samples
 SCENARIOS = [
     *("ddp", "plain", "fsdp", "norms", "calibration", "means"),
     *("wrapped_again", "sharded_again", "repeated"),
-    *("refused", "growers", "resumed", "failures", "killed"),
+    *("refused", "growers", "resumed", "failures", "interrupted", "killed"),
 ]
 
 
@@ -198,6 +198,12 @@ def test_growers_keep_training_as_one_process_does(results, trained, scenario):
         assert own["losses"] == pytest.approx(trained["losses"], abs=1e-9)
 
 
+def test_a_resumed_run_gives_each_rank_its_own_random_numbers(results):
+    drawn = [result["resumed"]["random"] for result in results]
+    assert all(torch.equal(expected, got) for expected, got in drawn)
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+
+
 # ------------------------------------------------------------------------ failures
 
 
@@ -236,6 +242,12 @@ def test_the_same_failure_everywhere_is_no_matter_of_ranks(results):
 
 def test_the_group_can_be_used_after_failures(results):
     assert [result["failures"]["afterwards"] for result in results] == [("nothing", "")] * 2
+
+
+def test_ctrl_c_on_one_rank_stops_the_other(results):
+    kind, text = results[0]["interrupted"]
+    assert kind == "RankError" and "rank 1 failed with KeyboardInterrupt" in text
+    assert results[1]["interrupted"][0] == "KeyboardInterrupt"
 
 
 def test_a_killed_rank_does_not_leave_the_other_waiting(results):
