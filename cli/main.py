@@ -109,8 +109,10 @@ def inspect(
 ) -> None:
     """Show what can grow, what cannot, and why."""
     with _errors():
-        from . import render, work
+        from . import ranks, render, work
 
+        if not ranks.is_first():
+            return
         if output is not None:
             work.check_output(output, {".json", ".html", ".dot"}, force=force)
         found = work.open_model(model, arch, trust_pickle, input or (), seed)
@@ -201,19 +203,21 @@ def expand(
         "coupling": coupling.value,
         "adjust_epochs": (1 if data else 0) if epochs is None else epochs,
     }
-    with _errors():
-        from . import render, work
+    from . import ranks, render, work
 
+    with ranks.joined(device, seed) as here, _errors(), here.team.together():
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, {".safetensors", ".pt", ".pth"}, force=force, source=model)
-        work.check_device(device)
+        work.check_device(here.device)
         options["loss"] = work.find_loss(loss)
         found = work.open_model(model, arch, trust_pickle, input or (), seed, needed=data is None)
-        with render.progress(visible=not as_json) as show:
+        with render.progress(visible=here.first and not as_json) as show:
             options["progress"] = show
-            task = work.prepare(found, data, batch_size, options)
-            report = task.plan(device) if dry_run else task.grow(device, growing, target)
+            task = work.prepare(found, data, batch_size, options, here)
+            report = task.plan() if dry_run else task.grow(growing, target)
+        if not here.first:
+            return
         report["random_votes"] = data is None and distributor is Distributor.svod
         if as_json:
             render.as_json(report)
@@ -251,9 +255,10 @@ def _errors() -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:
-    from . import render
+    from . import ranks, render
 
-    render.error(message)
+    if ranks.is_first():
+        render.error(message)
     raise typer.Exit(code) from cause
 
 

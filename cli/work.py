@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from fxgrow import Inspection
 
+    from .ranks import Here
+
 RANDOM_BATCH, DATA_BATCH = 8, 32
 RANDOM_VOTES = (
     "These votes were cast on random inputs and targets: they know the architecture, not the task "
@@ -52,23 +54,32 @@ class Task:
     found: Found
     data: Any
     options: Mapping[str, Any]
+    here: Here
 
-    def plan(self, device: str | None) -> dict[str, Any]:
+    def plan(self) -> dict[str, Any]:
         """Vote and plan; grow nothing."""
+        device = self.here.device
         model = self.found.model if device is None else self.found.model.to(device)
         options = dict(self.options)
         options["example_inputs"] = _moved(options["example_inputs"], device)
-        inspection, votes, plan = fxgrow.plan_for(model, self.data, **options)
+        inspection, votes, plan = fxgrow.plan_for(
+            model, self.data, **options, process_group=self.here.team
+        )
         return {**report.growth_dict(inspection, plan, votes=votes), "output": None}
 
-    def grow(self, device: str | None, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
-        """Grow and write."""
+    def grow(self, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
+        """Grow, and write if it is this process that writes."""
         growth = fxgrow.expand(
-            self.found.model, self.data, device=device, **self.options, **growing
+            self.found.model,
+            self.data,
+            device=self.here.device,
+            **self.options,
+            **growing,
+            process_group=self.here.team,
         )
-        if target.suffix == ".safetensors":
+        if self.here.first and target.suffix == ".safetensors":
             io.save(growth, target, history=self.found.history)
-        else:
+        elif self.here.first:
             io.pickle_module(growth.module, target)
         return {**growth.report, "output": str(target)}
 
@@ -117,7 +128,11 @@ def write_inspection(inspection: Inspection, path: Path) -> None:
 
 
 def prepare(
-    opened: Opened, data: str | None, batch_size: int | None, options: Mapping[str, Any]
+    opened: Opened,
+    data: str | None,
+    batch_size: int | None,
+    options: Mapping[str, Any],
+    here: Here,
 ) -> Task:
     """Load the data, or make random ones where only votes need any."""
     found, inputs, seed = opened.found, opened.inputs, options["seed"]
@@ -130,7 +145,7 @@ def prepare(
         batches = random_data(found.model, inputs, batch_size=size, seed=seed)
     # the data's own first batch is the better example, unless inputs were named
     example = inputs if data is None or opened.given else None
-    return Task(found, batches, {**options, "example_inputs": example})
+    return Task(found, here.share_of(batches), {**options, "example_inputs": example}, here)
 
 
 def find_loss(reference: str | None) -> Any:

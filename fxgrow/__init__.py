@@ -1,6 +1,7 @@
 """fxgrow: make trained PyTorch networks wider without starting again."""
 
 from .api import expand, inspect, plan_for, vote, widen
+from .budgets import geometric
 from .errors import (
     BudgetError,
     DataError,
@@ -8,13 +9,18 @@ from .errors import (
     FxgrowError,
     InputError,
     NothingToGrow,
+    RankError,
     TraceError,
     UnsupportedError,
     VerificationError,
 )
+from .grower import Grower
+from .history import History
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .schedules import Moment, at, every, plateau
+from .wrapping import rewrap, unwrap
 
 __version__ = "0.1.0"
 
@@ -24,22 +30,32 @@ __all__ = [
     "FileError",
     "FxgrowError",
     "Group",
+    "Grower",
     "Growth",
+    "History",
     "IndexMap",
     "InputError",
     "Inspection",
+    "Moment",
     "NothingToGrow",
     "Plan",
+    "RankError",
     "TraceError",
     "UnsupportedError",
     "Verification",
     "VerificationError",
     "Votes",
+    "at",
+    "every",
     "expand",
+    "geometric",
     "inspect",
     "load",
     "plan_for",
+    "plateau",
+    "rewrap",
     "save",
+    "unwrap",
     "vote",
     "widen",
 ]

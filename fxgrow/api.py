@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from .data import check_data
+from .distributed import together
 from .distributors import distribute
 from .errors import InputError
 from .extenders import ExtendOptions
@@ -17,8 +18,8 @@ from .stages import (
     as_plan,
     check_budget,
     check_growable,
-    example_of,
     grow,
+    shared_example,
     to_device,
     votes_on,
 )
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import torch
+    from torch.distributed import ProcessGroup
 
     from .ballot import Candidates
     from .data import LossFn, Progress
+    from .distributed import Team
     from .ir import Growth, Plan, Unit, Votes
 
 __all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
@@ -45,6 +48,7 @@ def widen(
     seed: int = 0,
     emit: str = "graph",
     verify: bool = True,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Growth:
     """Insert units by hand; the function is kept and no data are needed.
 
@@ -64,6 +68,8 @@ def widen(
     verify : bool
         Compare outputs of old and new module on the example inputs. The exact partition
         check is made in any case.
+    process_group : torch.distributed.ProcessGroup, optional
+        See :func:`expand`.
 
     Returns
     -------
@@ -85,10 +91,13 @@ def widen(
     >>> growth.module.get_submodule("0")
     Linear(in_features=4, out_features=11, bias=True)
     """
-    inspection = inspect(model, example_inputs)
-    return grow(
-        model, inspection, as_plan(additions, inspection), seed=seed, emit=emit, verify=verify
-    )
+    with together(model, process_group) as (team, model):
+        example = shared_example(team, model, None, example_inputs)
+        inspection = inspect(model, example)
+        plan = team.share(as_plan(additions, inspection), "the plan")
+        growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=verify)
+        team.settle(growth.module, plan=plan)
+        return growth
 
 
 def vote(
@@ -104,6 +113,7 @@ def vote(
     seed: int = 0,
     example_inputs: Any = None,
     progress: Progress | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Votes:
     """Let gradients of candidate neurons vote which groups get the budget.
 
@@ -127,6 +137,8 @@ def vote(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    process_group : torch.distributed.ProcessGroup, optional
+        See :func:`expand`.
 
     Returns
     -------
@@ -140,12 +152,16 @@ def vote(
     ----------
     arXiv 2509.18842, section SVoD.
     """
-    check_budget(budget, unit)
-    check_data(data)
-    inspection = inspect(
-        model, example_of(model, data, example_inputs), include=include, exclude=exclude
-    )
-    return votes_on(model, inspection, data, loss, budget, unit, candidates, seed, progress)
+    with together(model, process_group) as (team, model):
+        check_budget(budget, unit)
+        check_data(data)
+        team.agree({"budget": budget, "unit": unit, "seed": seed}, "the arguments")
+        example = shared_example(team, model, data, example_inputs)
+        inspection = inspect(model, example, include=include, exclude=exclude)
+        votes = votes_on(
+            model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean
+        )
+        return team.share(votes, "the votes")
 
 
 def plan_for(
@@ -163,6 +179,7 @@ def plan_for(
     seed: int = 0,
     example_inputs: Any = None,
     progress: Progress | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> tuple[Inspection, Votes, Plan]:
     """Decide where a budget goes, without growing anything.
 
@@ -189,6 +206,8 @@ def plan_for(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    process_group : torch.distributed.ProcessGroup, optional
+        See :func:`expand`.
 
     Returns
     -------
@@ -206,28 +225,32 @@ def plan_for(
     ----------
     arXiv 2509.18842, section SVoD.
     """
-    check_budget(budget, unit)
-    if data is not None:
-        check_data(data)
-    example = example_of(model, data, example_inputs)
-    inspection = inspect(model, example, include=include, exclude=exclude)
-    check_growable(inspection)
-    cast: Votes | None = None
-    if distributor == "svod":
-        if data is None:
-            raise InputError(
-                "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
+    with together(model, process_group) as (team, model):
+        check_budget(budget, unit)
+        if data is not None:
+            check_data(data)
+        arguments = {"budget": budget, "unit": unit, "distributor": distributor, "seed": seed}
+        team.agree({**arguments, "candidates": candidates}, "the arguments")
+        example = shared_example(team, model, data, example_inputs)
+        inspection = inspect(model, example, include=include, exclude=exclude)
+        check_growable(inspection)
+        cast: Votes | None = None
+        if distributor == "svod":
+            if data is None:
+                raise InputError(
+                    "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
+                )
+            chosen = candidates or "auto"
+            cast = votes_on(
+                model, inspection, data, loss, budget, unit, chosen, seed, progress, team.mean
             )
-        cast = votes_on(
-            model, inspection, data, loss, budget, unit, candidates or "auto", seed, progress
+        votes = distribute(
+            distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast
         )
-    votes = distribute(
-        distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast
-    )
-    plan = make_plan(
-        inspection.groups, votes, inspection.costs, budget=budget, unit=unit, round_to=round_to
-    )
-    return inspection, votes, plan
+        plan = make_plan(
+            inspection.groups, votes, inspection.costs, budget=budget, unit=unit, round_to=round_to
+        )
+        return inspection, *team.share((votes, plan), "the plan")
 
 
 def expand(
@@ -251,6 +274,7 @@ def expand(
     emit: str = "graph",
     example_inputs: Any = None,
     progress: Progress | None = None,
+    process_group: ProcessGroup | Team | None = None,
 ) -> Growth:
     """Widen a trained model where gradients ask for it (SVoD), and settle new units in (SWE).
 
@@ -285,6 +309,10 @@ def expand(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    process_group : torch.distributed.ProcessGroup, optional
+        Its ranks grow the model together, each on its own share of the data; all call this.
+        A model in DDP or FSDP2 brings its own. The module returned is plain; see
+        :func:`fxgrow.rewrap`.
 
     Returns
     -------
@@ -300,36 +328,45 @@ def expand(
     ----------
     arXiv 2509.18842.
     """
-    if adjust_epochs < 0:
-        raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
-    extend = extender_named(extender)
-    sources = dict(model.named_parameters())  # the caller's, whatever the device
-    if device is not None:
-        model = duplicate(plain(model)).to(device)
-        example_inputs = to_device(example_inputs, device)
-    inspection, votes, plan = plan_for(
-        model,
-        data,
-        budget=budget,
-        unit=unit,
-        loss=loss,
-        distributor=distributor,
-        candidates=candidates,
-        round_to=round_to,
-        include=include,
-        exclude=exclude,
-        seed=seed,
-        example_inputs=example_inputs,
-        progress=progress,
-    )
-    growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
-    options = ExtendOptions(coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed)
-    training = growth.module.training
-    fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
-    adjusted = extend(
-        growth.module, fresh, data if adjust_epochs else None, loss, options, progress
-    )
-    growth.module.train(training)
+    with together(model, process_group) as (team, model):
+        if adjust_epochs < 0:
+            raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
+        extend = extender_named(extender)
+        options = ExtendOptions(
+            coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed, mean=team.mean
+        )
+        team.agree(
+            {"extender": extender, "coupling": coupling, "epochs": adjust_epochs, "paper": paper},
+            "the arguments",
+        )
+        sources = dict(model.named_parameters())  # the caller's, whatever the device
+        if device is not None:
+            model = duplicate(plain(model)).to(device)
+            example_inputs = to_device(example_inputs, device)
+        inspection, votes, plan = plan_for(
+            model,
+            data,
+            budget=budget,
+            unit=unit,
+            loss=loss,
+            distributor=distributor,
+            candidates=candidates,
+            round_to=round_to,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            example_inputs=example_inputs,
+            progress=progress,
+            process_group=team,
+        )
+        growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
+        training = growth.module.training
+        fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
+        adjusted = extend(
+            growth.module, fresh, data if adjust_epochs else None, loss, options, progress
+        )
+        growth.module.train(training)
+        team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)
     report["adjusting"] = None if adjusted is None else asdict(adjusted)
     return replace(growth, report=report, sources=sources)

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from .data import Progress, batches, call_model, count_batches
 from .ir import GrownGroup, GrownSlot
+from .reduce import Mean, alone
 
 
 def calibrate_norms(
@@ -20,6 +21,7 @@ def calibrate_norms(
     data: Iterable[Any],
     *,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> tuple[str, ...]:
     """Set the running statistics of new norm entries from one pass over the data, in place.
 
@@ -38,6 +40,8 @@ def calibrate_norms(
         Targets are not used. See :mod:`fxgrow.data`.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
 
     Returns
     -------
@@ -67,19 +71,46 @@ def calibrate_norms(
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     total = count_batches(data)
+    done = 0
     watch = _BatchStatistics({id(buffers[name]): name for name in slots})
     try:
         with torch.no_grad(), watch:
-            for number, (inputs, _) in enumerate(batches(data, module)):
+            for inputs, _ in batches(data, module):
                 call_model(module, inputs)
+                done += 1
                 if progress:
-                    progress("calibrating norms", number + 1, total)
+                    progress("calibrating norms", done, total)
     finally:
         for part, training in modes:
             part.training = training
-    for name, seen in watch.seen.items():
-        _write(buffers[name], slots[name], seen.total / seen.weight)
-    return tuple(watch.seen)
+    found = _everywhere(watch.seen, buffers, sorted(slots), mean, done)
+    for name, values in found.items():
+        _write(buffers[name], slots[name], values)
+    return tuple(found)
+
+
+def _everywhere(
+    seen: Mapping[str, _Seen],
+    buffers: Mapping[str, torch.Tensor],
+    names: Sequence[str],
+    mean: Mean,
+    done: int,
+) -> dict[str, torch.Tensor]:
+    """Average what all processes saw, each weighted by what it is worth."""
+    totals = [seen[name].total if name in seen else None for name in names]
+    weights = torch.tensor([seen[name].weight if name in seen else 0.0 for name in names]).double()
+    like = [_exact(buffers[name]) for name in names]
+    *sums, worth = mean([*totals, weights], 1.0, f"calibration, batch {done}", [*like, weights])
+    shares = [0.0] * len(names) if worth is None else worth.tolist()
+    return {
+        name: total / share
+        for name, total, share in zip(names, sums, shares, strict=True)
+        if total is not None
+    }
+
+
+def _exact(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 @torch.no_grad()
@@ -131,8 +162,7 @@ class _BatchStatistics(TorchFunctionMode):
         if id(mean) not in self.names and id(var) not in self.names:
             return
         dims = [dim for dim in range(values.ndim) if dim > 1 or (dim == 0 and not single)]
-        exact = values if values.dtype == torch.float64 else values.float()
-        batch_var, batch_mean = torch.var_mean(exact, dim=dims)
+        batch_var, batch_mean = torch.var_mean(_exact(values), dim=dims)
         if single:
             batch_var, batch_mean = batch_var.mean(0), batch_mean.mean(0)
         for buffer, value in ((mean, batch_mean), (var, batch_var)):

@@ -10,6 +10,7 @@
     ├── TraceError          no graph of the model could be had
     ├── UnsupportedError    an unknown operation (strict mode), an impossible growth
     │   └── NothingToGrow   no growable group is left
+    ├── RankError           one of many processes failed, or they disagree
     └── VerificationError   the widened model is not the model it should be
 
 Messages name what, where and what to do next.
@@ -46,6 +47,10 @@ class UnsupportedError(FxgrowError):
 
 class NothingToGrow(UnsupportedError):
     """No growable group is left."""
+
+
+class RankError(FxgrowError):
+    """One of many processes failed or is gone, or they disagree; raised on all of them."""
 
 
 class VerificationError(FxgrowError):

@@ -17,6 +17,7 @@ from .calibrate import calibrate_norms
 from .data import LossFn, Progress
 from .errors import InputError
 from .ir import GrownGroup
+from .reduce import Mean, alone
 from .swe import AdjustReport, adjust
 
 
@@ -30,6 +31,8 @@ class ExtendOptions:
         See :func:`fxgrow.swe.adjust`.
     seed : int
         Of everything random.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
     """
 
     coupling: str = "laplacian"
@@ -37,6 +40,7 @@ class ExtendOptions:
     epochs: int = 1
     lr: float = 1e-3
     seed: int = 0
+    mean: Mean = alone
 
 
 Extender = Callable[
@@ -64,9 +68,9 @@ def zero(
 
     Where there are data, running statistics of new norm entries are measured.
     """
-    del loss, options
+    del loss
     if data is not None:
-        calibrate_norms(module, grown, data, progress=progress)
+        calibrate_norms(module, grown, data, progress=progress, mean=options.mean)
     return None
 
 
@@ -96,6 +100,7 @@ def swe(
         lr=options.lr,
         seed=options.seed,
         progress=progress,
+        mean=options.mean,
     )
 
 

@@ -18,6 +18,7 @@ from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .plain import collector_paused, plain
 from .trace import trace
+from .wrapping import unwrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,7 +137,7 @@ def inspect_model(
     Parameters
     ----------
     model : torch.nn.Module
-        Never changed.
+        Never changed. Wrappers come off (:func:`fxgrow.unwrap`).
     example_inputs : tensor, tuple or dict
         One tensor, positional arguments, or keyword arguments of ``forward``.
     include, exclude : sequence of str
@@ -166,7 +167,7 @@ def inspect_model(
     >>> [(group.name, group.width) for group in fxgrow.inspect(net, torch.zeros(1, 4)).groups]
     [('0', 8)]
     """
-    model = plain(model)
+    model = plain(unwrap(model))
     analysis = analyse(trace(model, example_inputs))
     unsupported = _unsupported(analysis)
     if strict and unsupported:

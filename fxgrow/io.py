@@ -327,9 +327,9 @@ def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growt
     if resting:  # the file may hold growth from before they were put to rest
         base = shadow(base, {id(p): _awake(p) for p in base.parameters()})
     try:
-        growth = _widen_again(base, inputs, first, meta["emit"])
+        growth = widen_again(base, inputs, first, meta["emit"])
         for step in later:
-            growth = _widen_again(growth.module, inputs, step, meta["emit"])
+            growth = widen_again(growth.module, inputs, step, meta["emit"])
     except FxgrowError as error:
         msg = f"{path}: does not belong to this base model: {error}"
         raise FileError(msg) from error
@@ -342,9 +342,8 @@ def _awake(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
     return torch.nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point())
 
 
-def _widen_again(
-    module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str
-) -> Growth:
+def widen_again(module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str) -> Growth:
+    """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
     from .api import widen  # here, because the API offers save and load itself
 
     additions = step["plan"]["additions"]
@@ -358,7 +357,7 @@ def _fill(
     aliases: Mapping[str, str],
 ) -> None:
     state = {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
-    problems = list(_mismatches(module.state_dict(), state))
+    problems = list(mismatches(module.state_dict(), state))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         msg = f"{path}: does not belong to this base model: {problems[0]}{more}"
@@ -366,9 +365,10 @@ def _fill(
     module.load_state_dict(state, strict=True)
 
 
-def _mismatches(
+def mismatches(
     wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> Iterator[str]:
+    """Say where a state dict does not fit the one that is wanted."""
     for name, tensor in wanted.items():
         if name not in state:
             yield f"the file lacks {name!r}"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from .ballot import Candidates
     from .data import LossFn, Progress
+    from .distributed import Team
     from .inspection import Inspection
+    from .reduce import Mean
     from .trace import Inputs
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "check_growable",
     "example_of",
     "grow",
+    "shared_example",
     "to_device",
     "votes_on",
 ]
@@ -170,6 +173,7 @@ def votes_on(
     candidates: Candidates,
     seed: int,
     progress: Progress | None,
+    mean: Mean,
 ) -> Votes:
     """Let candidates in a widened clone vote on a budget (see :func:`fxgrow.vote`).
 
@@ -206,6 +210,7 @@ def votes_on(
         unit=unit,
         seed=seed,
         progress=progress,
+        mean=mean,
     )
 
 
@@ -251,6 +256,17 @@ def example_of(model: torch.nn.Module, data: Iterable[Any] | None, given: Any) -
         )
     inputs, _ = next(iter(batches(data, model)))
     return _few(inputs)
+
+
+def shared_example(
+    team: Team, model: torch.nn.Module, data: Iterable[Any] | None, given: Any
+) -> Any:
+    """Return the example inputs of rank 0, on the model's device (see :func:`example_of`)."""
+    example = example_of(model, data, given)
+    if team.size == 1:
+        return example
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return to_device(team.share(to_device(example, "cpu"), "the example inputs"), device)
 
 
 def _few(inputs: Any, count: int = 2) -> Any:

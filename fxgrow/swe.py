@@ -18,6 +18,7 @@ from .coupling import COUPLINGS, AdamSettings, CouplingSetup, DenseCoupling
 from .data import LossFn, Progress, batch_loss, batches, count_batches, seeded
 from .errors import InputError
 from .ir import GrownGroup
+from .reduce import Mean, alone, samples
 from .sites import NormsFixed, OnlyThese, Site, collect
 
 __all__ = ["AdjustReport", "AdjustedGroup", "adjust", "calibrate_norms"]
@@ -76,6 +77,7 @@ class _Settings:
     optimizer: OptimizerFactory
     keep: bool
     initial: Mapping[str, Mapping[str, torch.Tensor]]
+    mean: Mean
 
 
 def adjust(
@@ -96,6 +98,7 @@ def adjust(
     optimizer: OptimizerFactory | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> AdjustReport:
     """Couple, adjust and fold every group of a widened module, in place.
 
@@ -139,6 +142,8 @@ def adjust(
         is left alone.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
 
     Returns
     -------
@@ -153,7 +158,7 @@ def adjust(
         See :func:`fxgrow.data.batch_loss`.
     """
     settings = _settings(
-        coupling, paper, epochs, lr, betas, weight_decay, couplings, keep_couplings, optimizer
+        coupling, paper, epochs, lr, betas, weight_decay, couplings, keep_couplings, optimizer, mean
     )
     turns = _turns(grown, order)
     report = AdjustReport(settings.coupling, epochs)
@@ -182,6 +187,7 @@ def _settings(
     couplings: Mapping[str, Mapping[str, torch.Tensor]] | None,
     keep: bool,
     optimizer: OptimizerFactory | None,
+    mean: Mean,
 ) -> _Settings:
     name = "dense" if paper else coupling
     if name not in COUPLINGS:
@@ -201,7 +207,7 @@ def _settings(
         raise InputError(f"coupling {name!r} stores no couplings; initial ones need 'dense'")
     adam = AdamSettings(lr=lr, betas=betas, weight_decay=decay)
     factory = optimizer or (lambda tensors: _adam(tensors, adam))
-    return _Settings(name, paper, epochs, adam, factory, keep, couplings or {})
+    return _Settings(name, paper, epochs, adam, factory, keep, couplings or {}, mean)
 
 
 def _adam(tensors: list[torch.Tensor], adam: AdamSettings) -> torch.optim.Optimizer:
@@ -248,7 +254,8 @@ def _adjust_group(
         for epoch in range(settings.epochs):
             values: list[float] = []
             for number, (inputs, targets) in enumerate(batches(data, module)):
-                value = _step(module, sites, inputs, targets, loss, number, settings)
+                where = f"adjusting {group.name}, epoch {epoch}, batch {number}"
+                value = _step(module, sites, inputs, targets, loss, number, settings, where)
                 if value is None:
                     _for_all(sites, Site.reset)
                     return AdjustedGroup(group.name, skipped="the loss does not depend on it")
@@ -286,15 +293,25 @@ def _step(
     loss: LossFn | str | None,
     number: int,
     settings: _Settings,
+    where: str,
 ) -> float | None:
     """One batch up to the gradients; None when the loss depends on none of ``sites``."""
     _for_all(sites, Site.place)
     value = batch_loss(module, inputs, targets, loss, number)
-    if not value.requires_grad:
+    if value.requires_grad:
+        torch.autograd.backward(value)
+    value = value.detach()
+    params = [site.param for site in sites]
+    # one exchange for loss and gradients
+    average, *grads = settings.mean(
+        [value, *(param.grad for param in params)], samples(inputs), where, [value, *params]
+    )
+    if average is None or all(grad is None for grad in grads):
         return None
-    torch.autograd.backward(value)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
     _for_all(sites, lambda site: site.pull(settings.paper))
-    return float(value.detach())
+    return float(average)
 
 
 def _stage(

@@ -19,6 +19,7 @@ from .data import LossFn, Progress, batch_loss, batches, count_batches, seeded
 from .ir import Group, GrownGroup, GrownSlot, Unit, Votes
 from .plan import price
 from .precision import Masters
+from .reduce import Mean, alone, average_gradients, samples
 
 __all__ = [
     "Candidates",
@@ -80,6 +81,7 @@ def train_candidates(
     alpha: float = 0.9,
     momentum: float = 0.1,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> None:
     """Train the clone's weights that require gradients with RMSprop, in train mode, in place.
 
@@ -95,6 +97,8 @@ def train_candidates(
         The paper's settings are the defaults.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
 
     Raises
     ------
@@ -106,10 +110,12 @@ def train_candidates(
     optimizer = torch.optim.RMSprop(masters.tensors, lr=lr, alpha=alpha, momentum=momentum)
     module.train()
     total, done = count_batches(data) * epochs, 0
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for number, (inputs, targets) in enumerate(batches(data, module)):
             module.zero_grad()
             torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
+            where = f"candidates' training, epoch {epoch}, batch {number}"
+            average_gradients(mean, weights, samples(inputs), where)
             masters.pull()
             optimizer.step()
             masters.push()
@@ -125,6 +131,7 @@ def gate_gradients(
     loss: LossFn | str | None = None,
     *,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> dict[str, np.ndarray]:
     """Mean over the batches of ``dL/dy`` for every candidate of every group.
 
@@ -135,7 +142,7 @@ def gate_gradients(
     dict of str to numpy.ndarray, shape ``(added,)``
         Negative is good: the loss falls when the unit's part grows.
     """
-    by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress)
+    by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress, mean=mean)
     return {name: values.mean(axis=0) for name, values in by_batch.items()}
 
 
@@ -146,6 +153,7 @@ def gate_gradients_by_batch(
     loss: LossFn | str | None = None,
     *,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> dict[str, np.ndarray]:
     """``dL/dy`` of every candidate on every batch, without any optimizer step.
 
@@ -165,6 +173,8 @@ def gate_gradients_by_batch(
         See :func:`fxgrow.data.resolve_loss`.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
 
     Returns
     -------
@@ -184,11 +194,10 @@ def gate_gradients_by_batch(
     for number, (inputs, targets) in enumerate(batches(data, module)):
         module.zero_grad(set_to_none=True)
         torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
-        for group in grown:
-            slopes = np.zeros(group.added)
-            for slot in voting[group.name]:
-                slopes += _slopes(slot, tensors[slot.tensor])
-            values[group.name].append(slopes)
+        slopes = [torch.from_numpy(_group_slopes(g, voting[g.name], tensors)) for g in grown]
+        where = f"candidates' judging, batch {number}"
+        for group, row in zip(grown, mean(slopes, samples(inputs), where), strict=True):
+            values[group.name].append(np.zeros(group.added) if row is None else row.numpy())
         if progress:
             progress("vote: judging candidates", number + 1, total)
     module.zero_grad(set_to_none=True)
@@ -209,6 +218,7 @@ def cast_votes(
     lr: float = 1e-3,
     scale: float = 1e-2,
     progress: Progress | None = None,
+    mean: Mean = alone,
 ) -> Votes:
     """Hold the whole vote on a widened clone, which is used up.
 
@@ -237,6 +247,8 @@ def cast_votes(
         See :func:`fill_candidates`.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    mean : callable
+        Averages over processes (see :mod:`fxgrow.reduce`).
 
     Returns
     -------
@@ -251,10 +263,10 @@ def cast_votes(
     prices = {group.name: max(1, price(group, unit)) for group in groups}
     with seeded(seed, module):
         fill_candidates(module, grown, torch.Generator().manual_seed(seed), scale)
-        train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress)
+        train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean)
         for parameter in module.parameters():  # resting rows are judged too, but never stepped
             parameter.requires_grad_(parameter.is_floating_point())
-        by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress)
+        by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress, mean=mean)
     values = {name: rows.mean(axis=0) for name, rows in by_batch.items()}
     return Votes(
         values=values,
@@ -277,6 +289,16 @@ def _voting_slots(group: GrownGroup, tensors: Mapping[str, torch.Tensor]) -> tup
     learnt = [s for s in group.slots if isinstance(tensors[s.tensor], torch.nn.Parameter)]
     norms = tuple(slot for slot in learnt if slot.role == "norm")
     return norms or tuple(slot for slot in learnt if slot.role == "producer")
+
+
+def _group_slopes(
+    group: GrownGroup, slots: Sequence[GrownSlot], tensors: Mapping[str, torch.Tensor]
+) -> np.ndarray:
+    """``dL/dy`` of each new unit on the present gradients, shape ``(added,)``, float64."""
+    slopes = np.zeros(group.added)
+    for slot in slots:
+        slopes += _slopes(slot, tensors[slot.tensor])
+    return slopes
 
 
 def _slopes(slot: GrownSlot, tensor: torch.Tensor) -> np.ndarray:
