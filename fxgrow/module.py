@@ -76,7 +76,7 @@ class GrownModule(fx.GraphModule):
     def _holder(self, memo: dict[int, Any] | None = None) -> nn.Module:
         """Bare module with (copies of) all children, parameters and buffers."""
         holder = nn.Module()
-        for table in _TREE + _HOOKS:
+        for table in _TREE if memo is not None else _TREE + _HOOKS:
             own = self.__dict__[table]
             holder.__dict__[table] = own if memo is None else copy.deepcopy(own, memo)
         holder.training = self.training
@@ -89,6 +89,8 @@ class GrownModule(fx.GraphModule):
         train = None if self.__dict__["_train_module"] is None else copy_graph(self.train_graph)
         clone = GrownModule(holder, copy_graph(self.graph), train, type(self).__name__)
         memo[id(self)] = clone
+        for table in _HOOKS:  # they may refer to the module itself
+            object.__setattr__(clone, table, copy.deepcopy(self.__dict__[table], memo))
         return clone
 
     def __reduce__(self) -> Any:

@@ -126,17 +126,18 @@ def _whole_twin(tensor: torch.Tensor) -> torch.Tensor:
 def _copy_part(part: Any, memo: dict[int, Any]) -> None:
     """Copy a module that ``fully_shard`` gave a class of its own, as its former class."""
     former = type(part).__mro__[2]
+    hooks = {}
+    for table, entries in part.__dict__.items():
+        if str(table).endswith("_hooks") and isinstance(entries, dict):
+            own = ((key, hook) for key, hook in entries.items() if not _is_fsdp_hook(hook))
+            hooks[table] = memo[id(entries)] = OrderedDict(own)
     own_copy: Callable[..., Any] | None = getattr(former, "__deepcopy__", None)
     if own_copy is not None:
         memo[id(part)] = own_copy(part, memo)
         return
     twin: nn.Module = object.__new__(former)
     memo[id(part)] = twin
-    state: dict[Any, Any] = dict(part.__getstate__())
-    for table, entries in state.items():
-        if str(table).endswith("_hooks") and isinstance(entries, dict):
-            own = ((key, hook) for key, hook in entries.items() if not _is_fsdp_hook(hook))
-            state[table] = OrderedDict(own)
+    state: dict[Any, Any] = {**part.__getstate__(), **hooks}
     for key in [key for key in state if _is_contract_key(key)]:
         del state[key]
     twin.__setstate__(copy.deepcopy(state, memo))
