@@ -14,7 +14,7 @@ from fxgrow.errors import FxgrowError
 from fxgrow.rewrite import rewrite
 
 TOLERANCE = 1e-10
-FULL_SIZE = ("vit_", "swin", "maxvit")  # these know their resolution
+FULL_SIZE = ("vit_", "maxvit")  # these know their resolution
 SIZES = {"inception_v3": 299}  # its auxiliary head allows no less
 
 
