@@ -20,7 +20,7 @@ SCHEDULERS = {
     "polynomial": lambda o: ls.PolynomialLR(o, total_iters=12),
     "linear": lambda o: ls.LinearLR(o, start_factor=0.1, total_iters=8),
     "sequence": lambda o: ls.SequentialLR(
-        o, [ls.LinearLR(o, 0.1, total_iters=3), ls.CosineAnnealingLR(o, 9)], [3]
+        o, [ls.LinearLR(o, 0.1, total_iters=3), ls.LambdaLR(o, lambda n: 1 / (1 + n))], [3]
     ),
     "chain": lambda o: ls.ChainedScheduler([ls.ExponentialLR(o, 0.9), ls.StepLR(o, 4)]),
     "plateau": lambda o: ls.ReduceLROnPlateau(o, patience=1, min_lr=[1e-4, 2e-4]),
@@ -74,6 +74,7 @@ def test_new_groups_follow_the_old_schedule_at_their_own_rate(name):
     names = [[name_of[id(p)] for p in g["params"]] for g in optimizer.param_groups]
     assert names == [["4.bias"], ["2.bias", "4.weight"], ["0.weight", "0.bias"], ["2.weight"]]
     assert [g["lr"] for g in optimizer.param_groups] == [*now, 0.005, 0.005]
+    assert scheduler.get_last_lr() == pytest.approx([*now, 0.005, 0.005])
     assert all(g["momentum"] for g in optimizer.param_groups)
     for _ in range(5):
         ours = advance(growth.module, optimizer, scheduler)
