@@ -330,9 +330,7 @@ def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growt
     return growth
 
 
-def widen_again(
-    module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str
-) -> Growth:
+def widen_again(module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str) -> Growth:
     """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
     from .api import widen  # here, because the API offers save and load itself
 
