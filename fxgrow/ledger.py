@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
@@ -109,7 +109,11 @@ class Ledger:
             "finished": self.finished,
             "steps": list(self.steps),
             "rows": [asdict(row) for row in self.rows],
-            "metrics": [asdict(point) for point in self.metrics],
+            # by column: there may be one for every step of a long run
+            "metrics": {
+                each.name: [getattr(point, each.name) for point in self.metrics]
+                for each in fields(Measured)
+            },
         }
 
     @classmethod
@@ -134,9 +138,14 @@ class Ledger:
                 data["finished"],
                 list(data["steps"]),
                 rows,
-                [Measured(**point) for point in data["metrics"]],
+                [
+                    Measured(*point)
+                    for point in zip(
+                        *(data["metrics"][each.name] for each in fields(Measured)), strict=True
+                    )
+                ],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint's record is damaged ({error})") from error
 
     def _of_round(self, round_: int, boundary: str) -> tuple[float, ...]:

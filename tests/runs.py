@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 import fxgrow
+from fxgrow.ir import Growth
 
 
 class Noisy(Dataset):
@@ -152,6 +153,8 @@ def child(path, variant, result, where="", at=0, pipe=None):
     """Body of a process: train, and write the digest; die at a chosen place."""
     torch.set_num_threads(1)
     progress = suicidal(lambda *_: None, at) if where == "growth" else None
+    if where == "migration":  # the optimizer has the grown parameters, the average has not
+        Growth.migrate_ema = suicidal(Growth.migrate_ema, at)
     if where == "write":  # the temporary file is there, not yet safe on the disk
         os.fsync = suicidal(os.fsync, at)
     if where == "rename":

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import ranks
+import ranks_models
 import torch
 from fxgrow_cli.main import app
 from fxgrow_cli.ranks import Share
@@ -33,7 +34,7 @@ def start(folder, names, timeout=120):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(ranks.SIZE)
+        for rank in range(ranks_models.SIZE)
     ]
     errors = finished(processes, timeout)
     return [process.returncode for process in processes], errors
@@ -60,7 +61,7 @@ def results(tmp_path_factory):
 def alone():
     return {
         coupling: ranks.outcome(
-            fxgrow.expand(ranks.net(), ranks.batches(), budget=9, coupling=coupling)
+            fxgrow.expand(ranks_models.net(), ranks_models.batches(), budget=9, coupling=coupling)
         )
         for coupling in ("laplacian", "pairwise", "dense")
     }
@@ -103,8 +104,8 @@ def test_process_group_and_fsdp2_equal_one_process(results, alone, scenario):
 
 
 def test_a_sharded_grown_model_grows_again(results):
-    growth = fxgrow.widen(ranks.net(), ranks.share(0)[0][0], {"0": 2})
-    one = fxgrow.expand(growth.module, ranks.batches(), budget=6)
+    growth = fxgrow.widen(ranks_models.net(), ranks_models.share(0)[0][0], {"0": 2})
+    one = fxgrow.expand(growth.module, ranks_models.batches(), budget=6)
     assert_same_growth(results[1]["repeated"], ranks.outcome(one))
 
 
@@ -120,7 +121,11 @@ def test_ranks_with_their_own_running_statistics_end_with_the_same_bits(results)
 
 def test_norms_are_calibrated_on_the_data_of_all_ranks(results):
     one = fxgrow.expand(
-        ranks.normed(), ranks.batches(), budget=4, distributor="uniform", extender="zero"
+        ranks_models.normed(),
+        ranks_models.batches(),
+        budget=4,
+        distributor="uniform",
+        extender="zero",
     )
     key = "1.running_mean"
     expected = one.module.state_dict()[key]
@@ -185,7 +190,7 @@ def test_layers_inside_a_container_are_sharded_without_their_root(results):
 
 @pytest.fixture(scope="module")
 def trained():
-    return ranks.grow_and_train(lambda model: model, ranks.batches())
+    return ranks.grow_and_train(lambda model: model, ranks_models.batches())
 
 
 @pytest.mark.parametrize("scenario", ["ddp", "fsdp", "resumed"])

@@ -1,12 +1,20 @@
 """Every example runs, and does what it promises (the demo has its own test)."""
 
+import json
+import shutil
+import sys
+
 import paper_protocol
 import plain_loop
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import fxgrow
+
+sys.path.append(str(ROOT / "benchmarks"))
+import through_growth
 
 
 @pytest.fixture(autouse=True)
@@ -80,8 +88,6 @@ def test_paper_protocol_is_the_papers():
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_pictures(folder, zipped):
-    import shutil
-
     for part, count in (("train", 3), ("test", 1)):
         for level, name in enumerate(("cat", "dog")):
             place = folder / "set" / "cifar10" / part / name
@@ -98,3 +104,26 @@ def test_pictures(folder, zipped):
     assert len(test) == 2
     assert images.shape == (6, 3, 8, 8)
     assert torch.equal(images[labels == 0], torch.full((3, 3, 8, 8), -1.0))
+
+
+def test_loss_through_growth_in_small(folder, capsys):
+    """The figures of docs/in-training.md come from here, with more seeds and epochs."""
+    threads = torch.get_num_threads()
+    try:
+        rows = through_growth.main(["--seeds", "1", "--epochs", "1", "--out", str(folder)])
+    finally:
+        torch.set_num_threads(threads)
+    assert json.loads((folder / "through-growth.json").read_text()) == rows
+    assert (folder / "through-growth.png").read_bytes().startswith(b"\x89PNG")
+    (row,) = rows
+    assert set(row["arms"]) == {"not grown", "zero", "mean", "reset"}
+    for arm in row["arms"].values():
+        assert abs(arm["jump"]) <= 1e-5 * row["loss at growth"]
+
+
+def test_published_figures_show_no_jump():
+    rows = json.loads((ROOT / "docs" / "through-growth.json").read_text())
+    assert len(rows) == 3
+    for row in rows:
+        for arm in row["arms"].values():
+            assert abs(arm["jump"]) <= 1e-5 * row["loss at growth"]

@@ -297,6 +297,23 @@ def test_everything_follows():
     )
 
 
+def test_gradient_scalers_go_on():
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    it = grower(model, optimizer, track={"scaler": scaler})
+    for number in range(4):
+        loss = F.cross_entropy(model(DATA[0][0]), DATA[0][1])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if number == 1:
+            model = it.grow()
+    assert scaler.get_scale() == 8.0 * 2 * 2  # no step was skipped
+    assert "track.scaler" in it.state_dict()["objects"]
+
+
 def test_several_optimizers():
     model = net()
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
