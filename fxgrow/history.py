@@ -92,6 +92,8 @@ class History:
     def plot(self, path: str | Path, *, metric: str = "metric", log: bool = False) -> None:
         """Draw metrics and parameters over steps, growths marked, to an image file.
 
+        Over epochs where the training loop never called ``step_end``.
+
         Parameters
         ----------
         path : str or Path
@@ -141,25 +143,27 @@ def _figure(history: History, metric: str, log: bool) -> Any:
         raise InputError(
             "plots need matplotlib; install it with: pip install 'fxgrow[plot]'"
         ) from error
+    rows: tuple[Any, ...] = (*history.metrics, *history.growths)
+    unit = "step" if any(row.step for row in rows) else "epoch"  # a loop may count epochs only
     figure = Figure(figsize=(8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _draw_metrics(above, history.metrics)
+    _draw_metrics(above, history.metrics, unit)
     for row in history.growths:
         for axes in (above, below):
-            axes.axvline(row.step, color="tab:orange", linewidth=1, linestyle="--", zorder=0)
+            axes.axvline(getattr(row, unit), color="0.6", linewidth=1, linestyle="--", zorder=0)
     if log:
         above.set_yscale("log")
     above.set_ylabel(metric)
     if above.get_legend_handles_labels()[0]:
         above.legend(frameon=False)
-    below.step(*_sizes(history), where="post", color="tab:gray")
+    below.step(*_sizes(history, unit), where="post", color="black")
     below.set_ylim(bottom=0)
     below.set_ylabel("parameters")
-    below.set_xlabel("step (dashed: growth)")
+    below.set_xlabel(f"{unit} (dashed: growth)")
     return figure
 
 
-def _draw_metrics(axes: Any, metrics: Sequence[Measured]) -> None:
+def _draw_metrics(axes: Any, metrics: Sequence[Measured], unit: str) -> None:
     styles = {
         "step": {"label": "each step", "linewidth": 0.8, "alpha": 0.6},
         "epoch": {"label": "each epoch", "marker": "o", "markersize": 3},
@@ -167,14 +171,14 @@ def _draw_metrics(axes: Any, metrics: Sequence[Measured]) -> None:
     for boundary, style in styles.items():
         chosen = [point for point in metrics if point.boundary == boundary]
         if chosen:
-            axes.plot([p.step for p in chosen], [p.value for p in chosen], **style)
+            axes.plot([getattr(p, unit) for p in chosen], [p.value for p in chosen], **style)
 
 
-def _sizes(history: History) -> tuple[list[int], list[int]]:
+def _sizes(history: History, unit: str) -> tuple[list[int], list[int]]:
     if not history.growths:
         return [], []
     first, last = history.growths[0], history.growths[-1]
-    end = max([last.step, *(point.step for point in history.metrics)])
-    steps = [0, *(row.step for row in history.growths), end]
+    end = max(getattr(row, unit) for row in (*history.metrics, last))
+    steps = [0, *(getattr(row, unit) for row in history.growths), end]
     sizes = [row.params_after for row in history.growths]
     return steps, [first.params_before, *sizes, last.params_after]

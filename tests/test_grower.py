@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import fxgrow
 from fxgrow.budgets import Limits, Size, budget_of, stalled
 from fxgrow.errors import BudgetError, DataError, InputError, NothingToGrow, UnsupportedError
+from fxgrow.history import _figure
 from fxgrow.ledger import Ledger
 
 DATA = [
@@ -394,6 +395,18 @@ def test_history_plots(kind, tmp_path):
     magic = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert path.read_bytes().startswith(magic[kind])
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_history_over_epochs_where_no_steps_are_counted(tmp_path):
+    it = grower(rounds=1)
+    for value in (3.0, 2.0):
+        it.epoch_end(value)
+    it.history.plot(tmp_path / "a.svg")
+    figure = _figure(it.history, "loss", False)
+    above, below = figure.axes
+    assert below.get_xlabel().startswith("epoch")
+    lines = {tuple(line.get_xdata()) for line in above.lines}
+    assert lines == {(1, 2), (1, 1)}  # the metric, and the growth
 
 
 def test_history_of_nothing_and_unknown_formats(tmp_path):
