@@ -158,7 +158,7 @@ def check_parts(state: Mapping[str, Any], objects: Mapping[str, Any]) -> None:
     InputError
         Naming the difference.
     """
-    missing = {"record", "module", "objects", "random", "epoch_random", "ranks"} - set(state)
+    missing = {"record", "module", "objects", "random"} - set(state)
     if missing:
         raise InputError(f"this is no Grower's state: it lacks {', '.join(sorted(missing))}")
     if set(objects) != set(state["objects"]):

@@ -292,7 +292,7 @@ class Run:
         random states. As ever in torch, the tensors are the live ones; under FSDP2 they are
         gathered, whole on every rank. All ranks must call this.
         """
-        random = checkpoint.random_state(self._settings.generators)
+        now = {"now": checkpoint.random_state(self._settings.generators)}
         return {
             "record": self.record(),
             "module": self.module.state_dict(),
@@ -302,9 +302,7 @@ class Run:
                 else each.state_dict()
                 for name, each in self._stateful().items()
             },
-            "random": random,
-            "epoch_random": self._epoch_random,
-            "ranks": self._team.gather((random, self._epoch_random), "a checkpoint"),
+            "random": self._team.gather({**now, "epoch": self._epoch_random}, "a checkpoint"),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -330,11 +328,11 @@ class Run:
         if is_sharded(self._model):
             for optimizer in self._optimizers:
                 shard_state(optimizer)
-        random, self._epoch_random = state["random"], state["epoch_random"]
-        if len(state["ranks"]) == self._team.size:
-            random, self._epoch_random = state["ranks"][self._team.rank]
-        self._resumed = True
-        checkpoint.set_random_state(random, self._settings.generators)
+        # Of each rank; other numbers of ranks than before all go on as the first did.
+        known = len(state["random"]) == self._team.size
+        random = state["random"][self._team.rank if known else 0]
+        self._epoch_random, self._resumed = random["epoch"], True
+        checkpoint.set_random_state(random["now"], self._settings.generators)
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`state_dict` to a file, atomically: a kill leaves the older one whole.
