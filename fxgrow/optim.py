@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .analyse import tensor_names
 from .errors import InputError, UnsupportedError
+from .fills import fill_streams
 from .ir import Fill
 from .moments import Moving, grown_state, moved_state
 from .regroup import Regrouping, bare, regroup, reschedule
@@ -84,7 +85,9 @@ def migrate(
     Notes
     -----
     Linear in the size of parameters and state. Exactness of old entries holds for optimizers
-    that treat each entry alone. Muon and Adafactor couple the entries of a tensor.
+    that treat each entry alone. Muon and Adafactor couple the entries of a tensor. The weights
+    of norms over grown streams are smaller than before, as their input's scale is larger: their
+    moments stay as they were.
 
     Examples
     --------
@@ -214,7 +217,9 @@ def migrate_ema(growth: Growth, averaged: AveragedModel) -> AveragedModel:
 
     The result computes what ``averaged`` did: old entries hold the old averages, new units
     the grown module's values, and what reads them is zero (copied units are split as the
-    weights were). It goes on averaging with ``update_parameters(growth.module)``.
+    weights were; new units of streams are the means of the averaged old ones, or zero, and
+    what reads them is the grown module's). It goes on averaging with
+    ``update_parameters(growth.module)``.
 
     Parameters
     ----------
@@ -246,6 +251,7 @@ def migrate_ema(growth: Growth, averaged: AveragedModel) -> AveragedModel:
                 tensor.requires_grad_(old[name].requires_grad)
             else:  # a constant that tracing found
                 tensor.data = tensor.data.to(averaged.n_averaged.device)
+        fill_streams(growth.groups, {name: t.data for name, t in new.items()}, None)
     before = dict(averaged.module.named_modules())
     for name, part in module.named_modules():
         part.training = before[name].training if name in before else part.training
