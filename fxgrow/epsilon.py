@@ -1,4 +1,4 @@
-"""Where norms keep their eps: an argument in the graph, or an attribute of a module."""
+"""Where norms keep their eps and shape: arguments in the graph, or attributes of a module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import fx
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EPSILONS", "holds_epsilon", "scale_epsilon"]
+__all__ = ["EPSILONS", "follow_shape", "holds_epsilon", "scale_epsilon"]
 
 # Function → position and default of its argument ``eps``. None stands for rounding errors of
 # the dtype, and stays.
@@ -37,14 +37,13 @@ def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) 
     The module that a functional norm takes its weight from gets it too, where it has one:
     its own code reads it there. ``done`` holds the names of modules, each of them scaled once.
     """
-    edits, owner = [], str(node.target)
+    edits = []
     if node.op != "call_module":
         old = _given(node)
         if old is not None:
             _set(node, old * ratio)
             edits.append(f"{node.name}: eps {old:g} → {old * ratio:g}")
-        weight = node.args[2] if len(node.args) > 2 else node.kwargs.get("weight")
-        owner = str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else ""
+    owner = _owner(node)
     module = root.get_submodule(owner)
     eps = module.__dict__.get("eps")
     if owner in done or not isinstance(eps, float):
@@ -52,6 +51,28 @@ def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) 
     done.add(owner)
     module.__dict__["eps"] = eps * ratio
     return [*edits, f"{owner}.eps: {eps:g} → {eps * ratio:g}"]
+
+
+def follow_shape(node: fx.Node, root: nn.Module) -> list[str]:
+    """Bring the owner of a functional norm's weight in line with the norm; return the edits.
+
+    The owner's own code reads the shape there, when it is not run as a graph.
+    """
+    owner = _owner(node)
+    own = root.get_submodule(owner).__dict__
+    old, new = own.get("normalized_shape"), node.args[1] if len(node.args) > 1 else None
+    if not (owner and isinstance(old, tuple) and isinstance(new, tuple)) or old == new:
+        return []
+    own["normalized_shape"] = type(old)(new)
+    return [f"{owner}.normalized_shape: {tuple(old)} → {new}"]
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the module that a norm, or the weight of a functional one, belongs to."""
+    if node.op == "call_module":
+        return str(node.target)
+    weight = node.args[2] if len(node.args) > 2 else node.kwargs.get("weight")
+    return str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else ""
 
 
 def _given(node: fx.Node) -> Any:

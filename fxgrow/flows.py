@@ -104,3 +104,12 @@ def grounds(combine: Combine, flows: Sequence[Flow | None], result: Flow | None)
     if combine is product and any(flow.still for flow in given):
         return frozenset()
     return frozenset().union(*(flow.terms for flow in given if flow.terms is not None))
+
+
+def without(flow: Flow | None, axis: Axis) -> set[Term]:
+    """Products of weights in what a weight reads along ``axis``, itself taken out."""
+    found = set()
+    for term in (flow.terms or ()) if flow else ():
+        place = term.index(axis) if axis in term else len(term)
+        found.add(term[:place] + term[place + 1 :])
+    return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .flows import Flow, grounds
+from .flows import Flow, grounds, without
 from .planes import Axis, Labels, Plane
 from .weights import WeightAxes
 
@@ -182,8 +182,8 @@ class LabelBook:
         how flows combine, which are lost otherwise.
         """
         if len(operands) == 1:
-            lifted = [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
-            return [p._replace(flow=self.flow(flow, [p.flow], True)) for p in lifted]
+            alone = [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
+            return [p._replace(flow=self.flow(flow, [p.flow])) for p in alone]
         alike = self._meet_alike(operands, ndim, where, flow=flow, product=product)
         if alike is not None:
             return [alike]
@@ -250,10 +250,7 @@ class LabelBook:
         return big, {d + shift for p in planes for d in p.dims}
 
     def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> int:
-        """Let ``plane`` meet the first ``known`` planes of ``result``, or stand beside them.
-
-        Returns the index of the plane that stands for it.
-        """
+        """Let ``plane`` meet ``known`` planes, or stand beside; return who stands for it."""
         alike = [i for i in range(known) if result[i].labels.shape == plane.labels.shape]
         if alike:
             return self._unite_with(result, alike, plane, where)
@@ -312,12 +309,7 @@ class LabelBook:
     def _read(self, axis: Axis, flow: Flow | None) -> None:
         """Write down what a weight reads, itself taken out."""
         self.reads.setdefault(axis, []).append(flow)
-        if flow is not None and flow.terms is not None:
-            for term in flow.terms:
-                factors = list(term)
-                if axis in factors:
-                    factors.remove(axis)
-                self.grounded.add(tuple(factors))
+        self.grounded |= without(flow, axis)
 
     def mix(
         self,

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
-from .epsilon import scale_epsilon
+from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
@@ -235,6 +235,8 @@ class _Widener(LabelExecutor):
             return
         old, last = (node.args, node.kwargs, node.target), node.prev
         patch(Site(node, self.sizes, self.known, self.values))
+        if node.target in EPSILONS:
+            self.widened.edits.extend(follow_shape(node, self.widened.root))
         if node.prev is not last:  # size expressions were put before the node
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:

@@ -118,7 +118,7 @@ class _Judge:
         kept = tuple(norm for norm in norms if norm is not None)
         gains = {axis for norm in kept for axis in norm.gains}
         terms = self._terms()
-        partners = _partners(terms, self._scales() - gains, self.recipe)
+        partners = _partners(terms, self._scales() - gains, gains, self.recipe)
         if partners is None:
             return None
         fillings = [self._filling((s.tensor, s.dim), gains, partners) for s in self.slots]
@@ -181,7 +181,7 @@ class _Judge:
     def _filling(self, axis: Axis, gains: set[Axis], partners: dict[Axis, Term]) -> Filling | None:
         """How the new entries of one slot are made; None where its uses contradict."""
         book, roles = self.analysis.state.book, self.analysis.state.roles.get(axis, set())
-        kinds = {role for role in ("offset", "scale") if role in roles}
+        kinds: set[str] = roles & {"offset", "scale"}
         if axis in gains:
             kinds = kinds - {"scale"} | {"gain"}
         if axis in partners:
@@ -227,7 +227,9 @@ class _Judge:
         )
 
 
-def _partners(terms: Iterable[Term], scales: set[Axis], recipe: Recipe) -> dict[Axis, Term] | None:
+def _partners(
+    terms: Iterable[Term], scales: set[Axis], gains: set[Axis], recipe: Recipe
+) -> dict[Axis, Term] | None:
     """Choose the weight of every product that makes it a mean or zero, and name the others.
 
     A mean needs exactly one weight that is no scale, with the same scales wherever it is
@@ -235,7 +237,7 @@ def _partners(terms: Iterable[Term], scales: set[Axis], recipe: Recipe) -> dict[
     """
     found: dict[Axis, Term] = {}
     for term in terms:
-        writers = [axis for axis in term if axis not in scales]
+        writers = [axis for axis in term if axis not in scales and axis not in gains]
         if recipe == "zero":
             if not writers:
                 return None
@@ -243,6 +245,6 @@ def _partners(terms: Iterable[Term], scales: set[Axis], recipe: Recipe) -> dict[
                 found[writers[0]] = ()
             continue
         rest = tuple(sorted(axis for axis in term if axis in scales))
-        if len(writers) != 1 or found.setdefault(writers[0], rest) != rest:
+        if len(writers) != 1 or gains & set(term) or found.setdefault(writers[0], rest) != rest:
             return None
     return found

@@ -157,17 +157,8 @@ def untrained(module, groups, example, lr=1e-2, late=()):
     )
     waiting = [c for c in consumers if any(name in c[0] for name in late)]
     consumers = [c for c in consumers if not any(name in c[0] for name in late)]
-    readers = list(new_entries(module, groups, {"consumer"}, wanted=from_zero))
-    waiting += readers
-    for where, p, dim, new in readers:
-        if not p.index_select(dim, new).any():
-            problems.append(f"{where}: zero on both sides")
-    writers = new_entries(
-        module, groups, {"producer"}, wanted=lambda s: s.filling.kind in {"mean", "zero"}
-    )
-    for where, p, dim, new in writers:
-        if p.grad is None or not p.grad.index_select(dim, new).any():
-            problems.append(f"{where}: writer of a stream without gradient")
+    waiting += new_entries(module, groups, {"consumer"}, wanted=from_zero)
+    problems += _dead(module, groups, late)
     before = [p.detach().index_select(d, i).clone() for _, p, d, i in consumers]
     for where, p, dim, new in consumers:
         if p.grad is None or not p.grad.index_select(dim, new).any():
@@ -181,6 +172,22 @@ def untrained(module, groups, example, lr=1e-2, late=()):
         # A bias may have none by mathematics: before a norm, or added to keys.
         if p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any()):
             problems.append(f"{where}: producer without gradient after a step")
+    return problems
+
+
+def _dead(module, groups, late):
+    """Units of streams that are zero on both sides, or whose writers have no gradient."""
+    problems = []
+    for where, p, dim, new in new_entries(module, groups, {"consumer"}, wanted=from_zero):
+        if not p.index_select(dim, new).any() and not any(name in where for name in late):
+            problems.append(f"{where}: zero on both sides")
+    kinds = {"mean", "zero"}
+    for where, p, dim, new in new_entries(
+        module, groups, {"producer"}, wanted=lambda slot: slot.filling.kind in kinds
+    ):
+        moves = p.grad is not None and p.grad.index_select(dim, new).any()
+        if not moves and not any(name in where for name in late):
+            problems.append(f"{where}: writer of a stream without gradient")
     return problems
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..propagate import Call, Propagation
 
     Rule = Callable[[Propagation, Call], Any]
+    Operands = list[tuple[Sequence[Plane], Any]]
 
 _PRODUCTS = {"mul", "div"}
 _SUMS = {"add", "sub"}
@@ -61,31 +62,45 @@ def pointwise(state: Propagation, call: Call) -> Any:
 
     name = call.name.rstrip("_")
     tensors = tensors_of((*call.args, *call.kwargs.values()))
-    operands: list[tuple[Sequence[Plane], Any]] = [(state.planes(t), t.shape) for t in tensors]
+    operands: Operands = [(state.planes(t), t.shape) for t in tensors]
+    if _breaks(name, call):
+        operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    planes = _combined(state, name, first.ndim, tensors, operands)
+    return planes if first is call.out else [planes] * len(call.out)
+
+
+def addcmul(state: Propagation, call: Call) -> list[Plane]:
+    """Follow ``a + value * b * c``: a product, then a sum."""
+    a, b, c = call.args[:3]
+    factors: Operands = [(state.planes(t), t.shape) for t in (b, c)]
+    met = _combined(state, "mul", call.out.ndim, [b, c], factors)
+    shape = torch.broadcast_shapes(b.shape, c.shape)
+    inner = b if state.value(b).live else c
+    summands: Operands = [(state.planes(a), a.shape), (met, shape)]
+    return _combined(state, "add", call.out.ndim, [a, inner], summands)
+
+
+def _combined(
+    state: Propagation, name: str, ndim: int, tensors: Sequence[torch.Tensor], operands: Operands
+) -> list[Plane]:
+    """Planes of a pointwise operation that is called ``name``."""
     if name == "mul":
         _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
     flow = _FLOWS.get(name)
     if flow is not None and any(planes for planes, _ in operands):
-        operands = _uses(state, name, call, tensors, operands)
-    planes = state.book.meet(operands, first.ndim, state.where(call.name), flow=flow, product=keep)
-    return planes if first is call.out else [planes] * len(call.out)
+        operands = _uses(state, name, tensors, operands)
+    return state.book.meet(operands, ndim, state.where(name), flow=flow, product=keep)
 
 
 def _uses(
-    state: Propagation,
-    name: str,
-    call: Call,
-    tensors: Sequence[torch.Tensor],
-    operands: list[tuple[Sequence[Plane], Any]],
-) -> list[tuple[Sequence[Plane], Any]]:
+    state: Propagation, name: str, tensors: Sequence[torch.Tensor], operands: Operands
+) -> Operands:
     """Write down what weights are used for; drop the flows that the operation breaks.
 
     A weight added to what a norm keeps at zero must be zero itself (an offset).
     """
-    if _breaks(name, call):
-        return [(_bare(planes), shape) for planes, shape in operands]
     if name == "div" and len(operands) > 1:
         return [operands[0], (_bare(operands[1][0]), operands[1][1])]
     weights = [state.is_weight(t) for t in tensors]
@@ -228,6 +243,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
         "silu gelu mish elu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
     ),
     _family(copy_, "copy"),
+    _family(addcmul, "addcmul"),
     _family(
         unlabelled,
         "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided "
