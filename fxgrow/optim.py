@@ -12,7 +12,7 @@ from .analyse import tensor_names
 from .errors import InputError, UnsupportedError
 from .fills import fill_streams
 from .ir import Fill
-from .moments import Moving, grown_state, moved_state
+from .moments import Moving, fill_averages, grown_state, moved_state
 from .regroup import Regrouping, bare, regroup, reschedule
 from .spread import fits, places, spread_average
 
@@ -108,6 +108,7 @@ def migrate(
         raise UnsupportedError("LBFGS takes one param group only; leave new_options out")
     with torch.no_grad():
         state = _new_state(optimizer, moves, owners, fill, joint)
+        fill_averages(growth, moves.values(), state, owners)
     groups = [
         [moves[id(p)].new if id(p) in moves else p for p in group["params"]]
         for group in optimizer.param_groups
