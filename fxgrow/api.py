@@ -361,7 +361,7 @@ def expand(
         )
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training
-        fresh = [g for g in growth.groups if g.recipe == "fresh"]  # copies are settled already
+        fresh = [g for g in growth.groups if g.recipe != "copies"]  # these are settled already
         adjusted = extend(
             growth.module, fresh, data if adjust_epochs else None, loss, options, progress
         )

@@ -62,7 +62,7 @@ def calibrate_norms(
     slots = {
         slot.tensor: slot
         for group in grown
-        if group.recipe == "fresh"
+        if group.recipe != "copies"
         for slot in group.slots
         if slot.role == "norm" and slot.tensor in buffers
     }

@@ -14,8 +14,11 @@ from torch import fx
 from .ir import Group, Reason, Slot
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
+from .streams import Mixed, judge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .analyse import Analysis
     from .ir import Role
     from .labels import LabelBook, Where
@@ -188,20 +191,25 @@ def group_units(analysis: Analysis) -> Grouping:
         for key, positions in shared[alike]:
             members[key].append(Slot(name, dim, role, positions))
             reasons[key] = int(census.frozen_by[census.roots[start + positions.flat[0]]])
-    copied = {int(groups[label]) for label in mixed}
-    return _finish(analysis, census, members, reasons, copied)
+    streams: dict[int, list[Mixed]] = defaultdict(list)
+    for label, event in mixed:
+        streams[int(groups[label])].append(event)
+    return _finish(analysis, census, members, reasons, streams)
 
 
-def _judge_mixings(analysis: Analysis, census: _Census, signatures: Hashes) -> list[int]:
+def _judge_mixings(
+    analysis: Analysis, census: _Census, signatures: Hashes
+) -> list[tuple[int, Mixed]]:
     """Find units that are normalised over the channels; return a label of each such group.
 
-    Where the reduction covers a whole group evenly, repeating all of its units keeps it.
+    Where the reduction covers a whole group evenly, there are recipes that keep it.
     Otherwise the units are frozen.
     """
     roots, frozen_by = census.roots, census.frozen_by
     sizes = Counter(signatures[roots == np.arange(len(roots))].tolist())
-    even: list[int] = []
-    for labels, code, where in analysis.state.book.mixings:
+    even: list[tuple[int, Mixed]] = []
+    for mixing in analysis.state.book.mixings:
+        labels, code, where = mixing.labels, mixing.code, mixing.where
         if code not in COPY_INVARIANT:
             continue
         units, counts = np.unique(roots[labels], return_counts=True)
@@ -211,8 +219,8 @@ def _judge_mixings(analysis: Analysis, census: _Census, signatures: Hashes) -> l
             and (counts == counts[0]).all()
             and sizes[int(own[0])] == len(units)
         )
-        if whole and not _tied(analysis, census, int(own[0]), signatures):
-            even.append(int(units[0]))
+        if whole:
+            even.append((int(units[0]), Mixed(mixing, int(counts[0]), len(units))))
             continue
         open_units = units[frozen_by[units] < 0]
         frozen_by[open_units] = len(census.reasons)
@@ -220,16 +228,28 @@ def _judge_mixings(analysis: Analysis, census: _Census, signatures: Hashes) -> l
     return even
 
 
-def _tied(analysis: Analysis, census: _Census, signature: int, signatures: Hashes) -> bool:
+def _tied(analysis: Analysis, group: Group) -> bool:
     """Whether an axis of the group is both written and read (copies would contradict)."""
     closers, roles = analysis.state.book.closers, analysis.state.roles
     return any(
-        axis in closers
-        and "producer" in roles.get(axis, ())
-        and signature in signatures[start : start + size]
-        for axis, start, size in zip(census.axes, census.starts, census.sizes, strict=True)
-        if axis in closers and axis in roles
+        (slot.tensor, slot.dim) in closers and "producer" in roles.get((slot.tensor, slot.dim), ())
+        for slot in group.slots
     )
+
+
+def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
+    """Give a group that is normalised over its units a recipe that keeps the norms."""
+    held = _held(analysis, group.slots, copies=True)
+    stream = judge(analysis, group.slots, mixed) if held is None else None
+    if stream is not None:
+        slots = tuple(
+            replace(slot, filling=filling)
+            for slot, filling in zip(group.slots, stream.fillings, strict=True)
+        )
+        return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
+    if _tied(analysis, group):
+        held = _reason(mixed[0].mixing.code, mixed[0].mixing.where)
+    return replace(group, multiple_of=group.width, recipe="copies", reason=held)
 
 
 def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:
@@ -258,7 +278,7 @@ def _finish(
     census: _Census,
     members: dict[int, list[Slot]],
     reasons: dict[int, int],
-    copied: set[int],
+    streams: dict[int, list[Mixed]],
 ) -> Grouping:
     taken: set[str] = set()
     draft: list[Group] = []
@@ -266,8 +286,11 @@ def _finish(
     for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None:
-            reason = _useless(analysis, slots, copies=key in copied)
-        draft.append(_draft(slots, reason, taken, copies=key in copied))
+            reason = _useless(analysis, slots)
+        group = _draft(slots, reason, taken)
+        if reason is None and key in streams:
+            group = _as_stream(analysis, group, streams[key])
+        draft.append(group)
     costs = _costs(analysis, draft)
     priced = []
     for group in draft:
@@ -286,13 +309,23 @@ def _finish(
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
 
 
-def _useless(analysis: Analysis, slots: list[Slot], *, copies: bool) -> Reason | None:
+def _held(analysis: Analysis, slots: Iterable[Slot], *, copies: bool) -> Reason | None:
+    """Find weights that are normalised over the units."""
+    rigid = analysis.state.book.weights.rigid
+    for slot in slots:
+        where = rigid.get((slot.tensor, slot.dim))
+        if where is not None and (slot.role != "consumer" or copies):
+            return _reason("weight_norm", where)
+    return None
+
+
+def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     """Find out why new units of this group could not be kept out, or never have an effect."""
+    held = _held(analysis, slots, copies=False)
+    if held is not None:
+        return held
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
-    for role, axis in own:
-        if axis in book.weights.rigid and (role != "consumer" or copies):
-            return _reason("weight_norm", book.weights.rigid[axis])
     if not any(role == "consumer" for role, _ in own):
         return _reason("unread", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
@@ -316,7 +349,7 @@ def layer_of(tensor: str) -> str:
     return layer if layer and layer != tensor else tensor.rpartition(".")[0] or tensor
 
 
-def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies: bool) -> Group:
+def _draft(slots: list[Slot], reason: Reason | None, taken: set[str]) -> Group:
     first = next((s for s in slots if s.role == "producer"), slots[0])
     base = layer_of(first.tensor)
     name, count = base, 1
@@ -327,8 +360,7 @@ def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], *, copies:
     rows = [s.positions.shape[1] for s in slots if s.role in {"producer", "consumer"}] or [1]
     layers = dict.fromkeys(layer_of(s.tensor) for s in slots)
     width = slots[0].positions.shape[0]
-    step, recipe = (width, "copies") if copies else (1, "fresh")
-    return Group(name, width, step, min(rows), 0, 0, tuple(layers), tuple(slots), reason, recipe)
+    return Group(name, width, 1, min(rows), 0, 0, tuple(layers), tuple(slots), reason)
 
 
 def _costs(analysis: Analysis, groups: list[Group]) -> CostModel:

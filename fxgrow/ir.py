@@ -45,6 +45,34 @@ class Reason:
     source: str = ""
 
 
+class Filling(NamedTuple):
+    """How new entries of a stream are made.
+
+    ``kind``: ``"mean"`` (what makes the units of the stream the mean over the old ones,
+    given the entries of ``scales`` that they are multiplied with), ``"zero"``, ``"random"``,
+    ``"gain"`` (weights of the norms, which make up for the new width), ``"scale"`` (mean
+    square over the old ones), or ``""`` (as in a fresh group).
+    """
+
+    kind: str = ""
+    scales: tuple[tuple[str, int], ...] = ()
+
+
+PLAIN = Filling()
+
+
+class Norm(NamedTuple):
+    """A graph node whose result must not change with the width of a stream.
+
+    ``kind``: ``"eps"`` (a norm: its eps, and its weights ``gains``, are scaled), ``"mean"``
+    (the result is scaled), or ``""``.
+    """
+
+    node: Any
+    kind: str
+    gains: tuple[tuple[str, int], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Slot:
     """One axis of one tensor that a group's units have slices in.
@@ -62,12 +90,15 @@ class Slot:
         ``consumer``: columns that read the unit (zero when new).
     positions : numpy.ndarray of int64, shape ``(width, slices_per_unit)``
         Which indices along ``dim`` belong to each unit, units in group order.
+    filling : Filling
+        Of streams (see :class:`Group`).
     """
 
     tensor: str
     dim: int
     role: Role
     positions: np.ndarray
+    filling: Filling = PLAIN
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +106,18 @@ class Group:
     """Units that are alike: one width of the network.
 
     ``width`` and additions are in units; a unit costs ``rows_per_unit`` neurons.
-    ``recipe`` says how new units are filled: ``"fresh"`` (producers random, consumers
-    zero) or ``"copies"`` (every unit is copied, consumers are split; for units that a
-    normalisation over the channels mixes, so ``multiple_of`` is the whole width).
+    ``recipe`` says how new units are filled:
+
+    - ``"fresh"``: producers random, consumers zero.
+    - ``"mean"``, for streams under layer normalisation: a new unit is the mean over the
+      old ones, so normalised it is zero; what reads it normalised is random, what reads it
+      raw is zero. The norms' weights and eps make up for the new width.
+    - ``"zero"``, for units under RMS normalisation, GRN and other means over channels: a
+      new unit is zero, what reads it is random, the counts of the means are made up for.
+    - ``"copies"``: every unit is copied, consumers are split, so ``multiple_of`` is the
+      whole width; for units that are mixed where neither of these is exact.
+
+    ``norms`` are the nodes that a stream's width is made up for at.
     ``params_per_unit`` (elements) and ``flops_per_unit`` (2 per multiply-add on the
     example inputs) hold while all other groups keep their width.
     """
@@ -92,6 +132,7 @@ class Group:
     slots: tuple[Slot, ...]
     reason: Reason | None = None
     recipe: str = "fresh"
+    norms: tuple[Norm, ...] = ()
 
     @property
     def growable(self) -> bool:
@@ -225,14 +266,14 @@ class GrownSlot(NamedTuple):
     role: Role
     old: np.ndarray
     new: np.ndarray
+    filling: Filling = PLAIN
 
 
 @dataclass(frozen=True, eq=False)
 class GrownGroup:
     """One group after growth: what SWE and SVoD need to know of it.
 
-    ``recipe`` is how new units were filled: ``"fresh"`` (producers random, consumers
-    zero) or ``"copies"`` (exact copies of all units, consumers split).
+    ``recipe`` is how new units were filled (see :class:`Group`).
     """
 
     name: str

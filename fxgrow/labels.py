@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .flows import Flow, grounds, without
 from .planes import Axis, Labels, Plane
 from .weights import WeightAxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .flows import Combine, Term
 
 
 class Where(NamedTuple):
@@ -65,11 +68,16 @@ class Closing(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """A plane is reduced away by an operation that mixes its units."""
+    """A plane is reduced away by an operation that mixes its units.
+
+    ``gains`` are the axes of the weights that its result is multiplied with.
+    """
 
     labels: Labels
     code: str
     where: Where
+    flow: Flow | None = None
+    gains: tuple[Axis, ...] = ()
 
 
 class Reshape(NamedTuple):
@@ -96,6 +104,8 @@ class LabelBook:
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
     weights: WeightAxes = field(default_factory=WeightAxes)
+    reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
+    grounded: set[Term] = field(default_factory=set)
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -161,20 +171,24 @@ class LabelBook:
         ndim: int,
         where: Where,
         *,
+        flow: Combine | None = None,
         product: bool = False,
     ) -> list[Plane]:
         """Align operands (planes, shape) by broadcasting and unite where they meet.
 
         Planes of one operand coexist; planes of different operands with the same
         varying dimensions unite; those that share only some are left to
-        :meth:`settle`. ``product`` keeps zeros (a zero factor gives a zero).
+        :meth:`settle`. ``product`` keeps zeros (a zero factor gives a zero); ``flow`` says
+        how flows combine, which are lost otherwise.
         """
         if len(operands) == 1:
-            return [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
-        alike = self._meet_alike(operands, ndim, where, product=product)
+            alone = [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
+            return [p._replace(flow=self.flow(flow, [p.flow])) for p in alone]
+        alike = self._meet_alike(operands, ndim, where, flow=flow, product=product)
         if alike is not None:
             return [alike]
         result: list[Plane] = []
+        parts: list[list[Flow | None]] = []
         covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
         for i, (planes, _) in enumerate(operands):
             others = [c for j, c in enumerate(covered) if j != i]
@@ -189,8 +203,23 @@ class LabelBook:
                     continue
                 if bare:
                     self.unlabelled.append(Unlabelled(lifted.labels, bare, where))
-                self._join(result, known, lifted, where)
-        return result
+                place = self._join(result, known, lifted, where)
+                parts += [[] for _ in range(len(result) - len(parts))]
+                parts[place].append(plane.flow)
+        return [
+            p._replace(flow=self.flow(flow, own, len(own) == len(operands)))
+            for p, own in zip(result, parts, strict=True)
+        ]
+
+    def flow(
+        self, combine: Combine | None, flows: Sequence[Flow | None], complete: bool = True
+    ) -> Flow | None:
+        """Combine flows, and remember the weights that a zero now rests on."""
+        if combine is None:
+            return None
+        flow = combine(flows, complete)
+        self.grounded |= grounds(combine, flows, flow)
+        return flow
 
     def _meet_alike(
         self,
@@ -198,6 +227,7 @@ class LabelBook:
         ndim: int,
         where: Where,
         *,
+        flow: Combine | None,
         product: bool,
     ) -> Plane | None:
         """Unite in one go where every operand has one plane, all over the same dimensions."""
@@ -208,7 +238,8 @@ class LabelBook:
             return None
         self.unite(head.labels, np.stack([p.labels for p in rest]))
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
-        return Plane(head.labels, sum((p.zero for p in rest), head.zero))
+        own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
+        return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)
 
     @staticmethod
     def _covered(
@@ -218,12 +249,11 @@ class LabelBook:
         big = {d + shift for d, size in enumerate(shape) if size > 1}
         return big, {d + shift for p in planes for d in p.dims}
 
-    def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> None:
-        """Let ``plane`` meet the first ``known`` planes of ``result``, or stand beside them."""
+    def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> int:
+        """Let ``plane`` meet ``known`` planes, or stand beside; return who stands for it."""
         alike = [i for i in range(known) if result[i].labels.shape == plane.labels.shape]
         if alike:
-            self._unite_with(result, alike, plane, where)
-            return
+            return self._unite_with(result, alike, plane, where)
         dims = set(plane.dims)
         for index in range(known):
             other = result[index]
@@ -232,15 +262,14 @@ class LabelBook:
             self.meetings.append(Meeting(other.labels, plane.labels, where))
             # The finer plane will speak for both, unless the coarser one closes it.
             if dims < set(other.dims) and not plane.zero:
-                return
+                return index
             if dims > set(other.dims) and not other.zero:
                 result[index] = plane
-                return
+                return index
         result.append(plane)
+        return len(result) - 1
 
-    def _unite_with(
-        self, result: list[Plane], alike: list[int], plane: Plane, where: Where
-    ) -> None:
+    def _unite_with(self, result: list[Plane], alike: list[int], plane: Plane, where: Where) -> int:
         """Unite ``plane`` with the one of several planes over these positions that fits."""
         index = alike[0]
         if len(alike) > 1:
@@ -259,6 +288,7 @@ class LabelBook:
         twice = set(other.zero) & set(plane.zero)
         zero = tuple(a for a in other.zero + plane.zero if a not in twice)
         result[index] = Plane(other.labels, zero)
+        return index
 
     # -- reducing --------------------------------------------------------------
 
@@ -269,19 +299,35 @@ class LabelBook:
             axis = self.weights.closer(plane.zero)
             if axis is not None:
                 self.closers.setdefault(axis, []).append(where)
+                self._read(axis, plane.flow)
             else:
                 able = [(p.labels, self.weights.closer(p.zero)) for p in gone]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept
 
+    def _read(self, axis: Axis, flow: Flow | None) -> None:
+        """Write down what a weight reads, itself taken out."""
+        self.reads.setdefault(axis, []).append(flow)
+        self.grounded |= without(flow, axis)
+
     def mix(
-        self, planes: Sequence[Plane], dims: Sequence[int], code: str, where: Where
+        self,
+        planes: Sequence[Plane],
+        dims: Sequence[int],
+        code: str,
+        where: Where,
+        *,
+        flow: Flow | None = None,
+        gains: tuple[Axis, ...] = (),
     ) -> list[Plane]:
         """Reduce over ``dims`` by an operation that mixes what it reduces."""
         gone, kept = self._split(planes, dims)
         for plane in gone:
-            self.mixings.append(Mixing(plane.labels, code, where))
+            own = plane.flow if flow is None else flow
+            self.mixings.append(Mixing(plane.labels, code, where, own, gains))
+            if own is not None and own.terms is not None:
+                self.grounded |= own.terms
         return kept
 
     def _split(
@@ -321,6 +367,7 @@ class LabelBook:
                 if np.array_equal(ra, rb):
                     closed = True
                     self.closers.setdefault(axis, []).append(where)
+                    self._read(axis, None)
             if not closed:
                 self.freeze(labels, "product", where)
 
@@ -339,7 +386,7 @@ def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
     labels = plane.labels
     if labels.ndim < ndim:
         labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
-    return Plane(labels, plane.zero if keep_zero else ())
+    return Plane(labels, plane.zero if keep_zero else (), plane.flow)
 
 
 def _pattern(labels: Labels) -> Labels:

@@ -103,7 +103,8 @@ def lay_out(
         for (owner, index), old, new in zip(
             entries[tensor, dim], place.old, place.new, strict=True
         ):
-            slots[owner, index] = GrownSlot(tensor, dim, growing[owner].slots[index].role, old, new)
+            slot = growing[owner].slots[index]
+            slots[owner, index] = GrownSlot(tensor, dim, slot.role, old, new, slot.filling)
     grown = tuple(
         GrownGroup(
             group.name,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .analyse import tensor_names
 from .errors import UnsupportedError
+from .fills import fill_streams
 from .spread import spread, spread_average
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
+    from .ir import Growth
     from .spread import Place
 
-__all__ = ["Moving", "grown_state", "moved_state"]
+__all__ = ["Moving", "fill_averages", "grown_state", "moved_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +128,33 @@ def _grown(
     if over is not None and not mean:  # the mean now covers fresh entries without a gradient
         new.mul_(1 - place.fresh(over % old.ndim) / moving.new.shape[over])
     return new
+
+
+def fill_averages(
+    growth: Growth,
+    moves: Iterable[Moving],
+    state: Mapping[Any, Mapping[str, Any]],
+    owners: Mapping[int, Mapping[str, Any]],
+) -> None:
+    """Make new entries of streams in averages of weights, in place: those span tensors.
+
+    Parameters
+    ----------
+    growth : Growth
+    moves : iterable of Moving
+    state : dict
+        Of the grown parameters.
+    owners : dict of int to dict
+        Options by the identity of the old parameter.
+    """
+    averages: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+    for moving in moves:
+        for key, value in state.get(moving.new, {}).items():
+            if _look_up(_AVERAGES, key, owners.get(id(moving.old), {})):
+                averages[key][moving.name] = value
+    for own in averages.values():
+        rest = {n: t.detach().clone() for n, t in tensor_names(growth.module).items()}
+        fill_streams(growth.groups, {**rest, **own}, None)
 
 
 def _look_up(table: Mapping[tuple[str, str], Any], key: str, group: Mapping[str, Any]) -> Any:

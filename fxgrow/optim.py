@@ -10,8 +10,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from .analyse import tensor_names
 from .errors import InputError, UnsupportedError
+from .fills import fill_streams
 from .ir import Fill
-from .moments import Moving, grown_state, moved_state
+from .moments import Moving, fill_averages, grown_state, moved_state
 from .regroup import Regrouping, bare, regroup, reschedule
 from .spread import fits, places, spread_average
 
@@ -84,7 +85,9 @@ def migrate(
     Notes
     -----
     Linear in the size of parameters and state. Exactness of old entries holds for optimizers
-    that treat each entry alone. Muon and Adafactor couple the entries of a tensor.
+    that treat each entry alone. Muon and Adafactor couple the entries of a tensor. The weights
+    of norms over grown streams are smaller than before, as their input's scale is larger: their
+    moments stay as they were.
 
     Examples
     --------
@@ -105,6 +108,7 @@ def migrate(
         raise UnsupportedError("LBFGS takes one param group only; leave new_options out")
     with torch.no_grad():
         state = _new_state(optimizer, moves, owners, fill, joint)
+        fill_averages(growth, moves.values(), state, owners)
     groups = [
         [moves[id(p)].new if id(p) in moves else p for p in group["params"]]
         for group in optimizer.param_groups
@@ -214,7 +218,9 @@ def migrate_ema(growth: Growth, averaged: AveragedModel) -> AveragedModel:
 
     The result computes what ``averaged`` did: old entries hold the old averages, new units
     the grown module's values, and what reads them is zero (copied units are split as the
-    weights were). It goes on averaging with ``update_parameters(growth.module)``.
+    weights were; new units of streams are the means of the averaged old ones, or zero, and
+    what reads them is the grown module's). It goes on averaging with
+    ``update_parameters(growth.module)``.
 
     Parameters
     ----------
@@ -246,6 +252,7 @@ def migrate_ema(growth: Growth, averaged: AveragedModel) -> AveragedModel:
                 tensor.requires_grad_(old[name].requires_grad)
             else:  # a constant that tracing found
                 tensor.data = tensor.data.to(averaged.n_averaged.device)
+        fill_streams(growth.groups, {name: t.data for name, t in new.items()}, None)
     before = dict(averaged.module.named_modules())
     for name, part in module.named_modules():
         part.training = before[name].training if name in before else part.training

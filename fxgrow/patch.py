@@ -252,6 +252,7 @@ def _group_norm(site: Site) -> None:
 
 
 def _layer_norm(site: Site) -> None:
+    """Normalised shape of layer and RMS normalisation."""
     source = site.first()
     shape, update = _argument(site.node, 1, "normalized_shape")
     if isinstance(source, Noted) and isinstance(shape, (tuple, list)):
@@ -279,7 +280,7 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     F.conv2d: _conv,
     F.conv3d: _conv,
     F.group_norm: _group_norm,
-    F.layer_norm: _layer_norm,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), _layer_norm),
 }
 
 

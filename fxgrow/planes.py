@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .flows import Flow
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,11 +25,13 @@ class Plane(NamedTuple):
     """Labels in broadcast shape.
 
     ``zero`` names the parameter axes whose entries, when zero at a position, make the
-    value zero there: a contraction over such a plane is *closed* by them.
+    value zero there: a contraction over such a plane is *closed* by them. ``flow`` says what
+    new units would hold, where that is known.
     """
 
     labels: Labels
     zero: tuple[Axis, ...] = ()
+    flow: Flow | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:

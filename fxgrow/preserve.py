@@ -2,7 +2,8 @@
 
 Producers' rows are fresh (Kaiming-uniform with a = √5, as the paper), consumers'
 columns zero, entries of norms and other per-unit entries the mean of the old ones.
-Copies repeat all entries of their template, and share its columns.
+Copies repeat all entries of their template, and share its columns. Streams are filled last
+(:mod:`fxgrow.fills`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from .fills import draw, fill_streams
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -73,6 +76,7 @@ def new_tensors(
             result[name] = tensor.contiguous()
     for name, split in shares(layout.groups, layout.index_map, seed).items():
         scale(result[name], split)
+    fill_streams(layout.groups, result, torch.Generator().manual_seed(seed))
     return result
 
 
@@ -121,7 +125,7 @@ def _filled(
             tensor.index_fill_(dim, index, 0.0 if role == "consumer" else 1.0)
         elif role == "producer":
             bound = 1 / math.sqrt(max(fan_in(shapes, name, dim), 1))
-            _draw(tensor, dim, new, bound, generator)
+            draw(tensor, dim, new, bound, generator)
         else:
             _average(tensor, dim, new, fresh)
     return tensor
@@ -179,10 +183,10 @@ def scale(tensor: torch.Tensor, factors: Mapping[int, torch.Tensor]) -> None:
 
 
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
-    """Slots of fresh units of one tensor, by dimension and role: filled in one go."""
+    """Slots of units of one tensor that are no copies, by dimension and role: filled in one go."""
     merged: dict[tuple[int, str], list[GrownSlot]] = defaultdict(list)
     for slot, recipe in own:
-        if recipe == "fresh":
+        if recipe != "copies":
             merged[slot.dim, slot.role].append(slot)
     return merged
 
@@ -227,21 +231,6 @@ def _share(column: torch.Tensor, slot: GrownSlot, generator: torch.Generator) ->
     column[torch.from_numpy(family.reshape(-1))] = (
         share[..., None].expand(*family.shape).reshape(-1)
     )
-
-
-def _draw(
-    tensor: torch.Tensor, dim: int, new: np.ndarray, bound: float, generator: torch.Generator
-) -> None:
-    """Draw new rows from U(-bound, bound), on the CPU, so that a seed means the same anywhere."""
-    dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    plain = tensor.dtype == dtype and tensor.device.type == "cpu"
-    if plain and new[-1] - new[0] == len(new) - 1:  # side by side: no detour
-        tensor.narrow(dim, int(new[0]), len(new)).uniform_(-bound, bound, generator=generator)
-        return
-    shape = list(tensor.shape)
-    shape[dim] = len(new)
-    values = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
-    tensor.index_copy_(dim, torch.from_numpy(new).to(tensor.device), values.to(tensor))
 
 
 def _average(tensor: torch.Tensor, dim: int, new: np.ndarray, slots: list[GrownSlot]) -> None:

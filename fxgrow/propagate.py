@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .flows import weight_flow
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
 
@@ -116,7 +117,7 @@ class Propagation:
                 self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
             shape = [1] * tensor.ndim
             shape[dim] = size
-            planes.append(Plane(self.axes[axis].reshape(shape), (axis,)))
+            planes.append(Plane(self.axes[axis].reshape(shape), (axis,), weight_flow(axis)))
         self.reached.add(name)
         return tuple(planes)
 
@@ -140,6 +141,17 @@ class Propagation:
         for plane in planes:
             for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
+
+    def entries(self, tensors: Iterable[Any], role: str) -> tuple[Axis, ...]:
+        """Axes of weights that are used just as they are, and from now on have ``role``."""
+        found = []
+        for tensor in tensors:
+            if isinstance(tensor, torch.Tensor) and self.is_weight(tensor):
+                for flow in (p.flow for p in self.planes(tensor)):
+                    found += [t[0] for t in (flow.terms or () if flow else ()) if len(t) == 1]
+        for axis in found:
+            self.roles.setdefault(axis, set()).add(role)
+        return tuple(found)
 
     def _origin(self, labels: Labels) -> list[Axis]:
         """Find the axis that a computed weight's rows descend from."""

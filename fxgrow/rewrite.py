@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from .inspection import Inspection
+    from .ir import Group
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class _Widened:
     graphs: dict[str, fx.Graph]
     origins: dict[fx.Node, fx.Node]
     edits: list[str]
+    ratios: dict[fx.Node, tuple[str, float]]  # by nodes of the analysis
+    scaled: set[str]  # modules whose eps has been scaled
 
 
 @collector_paused()
@@ -82,10 +87,16 @@ def rewrite(
     tensors = new_tensors(layout, tensor_names(model), seed, factors)
     sizes = Sizes(analysis.state.book, layout.gain)
     widened = _copy(model, inspection, tensors, sizes)
+    widened.ratios.update(_ratios(inspection.groups, additions))
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
         raise UnsupportedError(
             "a channel shuffle grows by an index in the graph; use emit='graph', "
             "or exclude its groups"
+        )
+    if emit == "module" and any(kind == "mean" for kind, _ in widened.ratios.values()):
+        raise UnsupportedError(
+            "means over channels, written by hand, are made up for in the graph; use "
+            "emit='graph', or exclude their groups"
         )
     _patch_and_check(analysis, layout, widened, sizes)
     if emit == "graph":
@@ -95,6 +106,18 @@ def rewrite(
     else:
         module = widened.root
     return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
+
+
+def _ratios(
+    groups: Collection[Group], additions: Mapping[str, int]
+) -> dict[fx.Node, tuple[str, float]]:
+    """By how much the counts of norms over streams grow (as old over new width)."""
+    return {
+        norm.node: (norm.kind, group.width / (group.width + additions[group.name]))
+        for group in groups
+        if additions.get(group.name)
+        for norm in group.norms
+    }
 
 
 def _copy(
@@ -124,7 +147,7 @@ def _copy(
             f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
         ]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, edits)
+    return _Widened(root, graphs, origins, edits, {}, set())
 
 
 def _add_constants(root: nn.Module, analysis: Analysis) -> None:
@@ -150,6 +173,8 @@ class _Widener(LabelExecutor):
         self.before = analysis.traced.root
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
+        origins = widened.origins
+        self.ratios = {n: widened.ratios[o] for n, o in origins.items() if o in widened.ratios}
 
     def compute(self, node: fx.Node) -> Any:
         """Patch a node, run it, and hold its shape against what labels ask for."""
@@ -165,7 +190,18 @@ class _Widener(LabelExecutor):
             ) from error
         if touched:
             self._compare(node, self.known.get(node), value)
+        if node in self.ratios and self.ratios[node][0] == "mean":
+            self._make_up(node, value, 1 / self.ratios[node][1])
         return value
+
+    def _make_up(self, node: fx.Node, value: torch.Tensor, factor: float) -> None:
+        """Multiply the result of a mean, wherever it is used."""
+        with node.graph.inserting_after(node):
+            scaled = node.graph.call_function(operator.mul, (node, factor))
+        node.replace_all_uses_with(scaled, lambda user: user is not scaled)
+        self.values[scaled] = value * factor
+        self.known[scaled] = self.known.get(node)
+        self.widened.edits.append(f"{node.name}: times {factor:g}, for a wider mean")
 
     def _touched(self, node: fx.Node) -> bool:
         """Whether the value of a node grows."""
@@ -184,6 +220,10 @@ class _Widener(LabelExecutor):
         )
 
     def _patch(self, node: fx.Node) -> None:
+        kind, ratio = self.ratios.get(node, ("", 1.0))
+        if kind == "eps":
+            edits = scale_epsilon(node, self.widened.root, ratio, self.widened.scaled)
+            self.widened.edits.extend(edits)
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0]) if node.args else None
@@ -195,6 +235,8 @@ class _Widener(LabelExecutor):
             return
         old, last = (node.args, node.kwargs, node.target), node.prev
         patch(Site(node, self.sizes, self.known, self.values))
+        if node.target in EPSILONS:
+            self.widened.edits.extend(follow_shape(node, self.widened.root))
         if node.prev is not last:  # size expressions were put before the node
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:

@@ -146,7 +146,8 @@ def _pending(
 ) -> tuple[tuple[int, torch.Tensor], ...]:
     """Entries (dim, positions) of groups whose turn is still to come.
 
-    Copies take part in the function from the start, so they never rest.
+    Copies take part in the function from the start, so they never rest. Neither do streams:
+    their norms count all units.
     """
     return tuple(
         (slot.dim, torch.from_numpy(slot.new.reshape(-1)).to(param.device))

@@ -43,7 +43,7 @@ class Place:
     def fresh(self, dim: int) -> int:
         """Count the new positions along a dimension that are no copies."""
         return sum(
-            slot.new.size for slot, recipe in self.slots if slot.dim == dim and recipe == "fresh"
+            slot.new.size for slot, recipe in self.slots if slot.dim == dim and recipe != "copies"
         )
 
     def along(self, dims: frozenset[int]) -> Place:
@@ -112,6 +112,7 @@ def spread_average(place: Place, old: torch.Tensor, new: torch.Tensor, own: torc
 
     The average computes what it did before: copied units are split as the weights were,
     what reads fresh units is zero, as it was before growth; their own entries are ``own``.
+    (Streams need :func:`fxgrow.fills.fill_streams` in addition.)
 
     Parameters
     ----------
@@ -127,13 +128,13 @@ def spread_average(place: Place, old: torch.Tensor, new: torch.Tensor, own: torc
     spread(place, old, new)
     scale(new, place.factors)
     own = own.detach().to(new)
-    fresh = [slot for slot, recipe in place.slots if recipe == "fresh"]
+    fresh = [slot for slot, recipe in place.slots if recipe != "copies"]
     for slot in fresh:
-        if slot.role != "consumer":
+        if slot.role != "consumer" or slot.filling.kind:
             where = _index(slot.new, new)
             new.index_copy_(slot.dim, where, own.index_select(slot.dim, where))
     for slot in fresh:  # last: they win where new rows and new columns cross
-        if slot.role == "consumer":
+        if slot.role == "consumer" and not slot.filling.kind:
             new.index_fill_(slot.dim, _index(slot.new, new), 0)
 
 

@@ -44,7 +44,8 @@ def fill_candidates(
     """Draw all in- and outgoing entries of the new units from U(-scale, scale), in place.
 
     Blocks between candidates of neighbouring groups are included. Entries of norms and
-    other per-unit entries stay as they were inserted.
+    other per-unit entries stay as they were inserted; those of producers under layer
+    normalisation are added to what was inserted.
 
     Parameters
     ----------
@@ -68,7 +69,10 @@ def fill_candidates(
             shape[slot.dim] = len(index)
             draw = torch.rand(shape, generator=generator, dtype=torch.float64)
             draw = (2 * draw - 1).mul_(scale).to(tensor)
-            tensor.index_copy_(slot.dim, index, draw)
+            if slot.filling.kind == "mean":  # around the mean, or norms of the stream would shift
+                tensor.index_add_(slot.dim, index, draw)
+            else:
+                tensor.index_copy_(slot.dim, index, draw)
 
 
 def train_candidates(

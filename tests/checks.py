@@ -113,13 +113,18 @@ def step(group, units=2):
     return -(-units // group.multiple_of) * group.multiple_of
 
 
-def new_entries(module, groups, roles):
+def from_zero(slot):
+    """Whether an entry reads zeros at first: random columns behind the norm of a stream."""
+    return slot.role == "consumer" and slot.filling.kind not in {"", "zero"}
+
+
+def new_entries(module, groups, roles, *, wanted=lambda slot: True):
     """Yield (where, parameter, dim, new positions) of the slots with these roles."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for group in groups:
         for slot in group.slots:
             p = parameters.get(slot.tensor)
-            if slot.role in roles and p is not None and p.requires_grad:
+            if slot.role in roles and p is not None and p.requires_grad and wanted(slot):
                 new = torch.from_numpy(slot.new.reshape(-1))
                 yield f"{group.name}: {slot.tensor}[{slot.dim}]", p, slot.dim, new
 
@@ -141,14 +146,19 @@ def untrained(module, groups, example, lr=1e-2, late=()):
     """Slots whose new entries get no gradient, or don't move (empty: all train).
 
     Fresh consumers must have a gradient at once (those called ``late`` after a step), and
-    producers after one step.
+    producers after one step. What reads a normalised stream has to wait a step, but is no
+    zero, and what writes new entries of means or zeros has a gradient at once.
     """
     module = copy.deepcopy(module)
     problems = []
     backward(module, example)
-    consumers = list(new_entries(module, groups, {"consumer"}))
+    consumers = list(
+        new_entries(module, groups, {"consumer"}, wanted=lambda slot: not from_zero(slot))
+    )
     waiting = [c for c in consumers if any(name in c[0] for name in late)]
     consumers = [c for c in consumers if not any(name in c[0] for name in late)]
+    waiting += new_entries(module, groups, {"consumer"}, wanted=from_zero)
+    problems += _dead(module, groups, late)
     before = [p.detach().index_select(d, i).clone() for _, p, d, i in consumers]
     for where, p, dim, new in consumers:
         if p.grad is None or not p.grad.index_select(dim, new).any():
@@ -162,6 +172,22 @@ def untrained(module, groups, example, lr=1e-2, late=()):
         # A bias may have none by mathematics: before a norm, or added to keys.
         if p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any()):
             problems.append(f"{where}: producer without gradient after a step")
+    return problems
+
+
+def _dead(module, groups, late):
+    """Units of streams that are zero on both sides, or whose writers have no gradient."""
+    problems = []
+    for where, p, dim, new in new_entries(module, groups, {"consumer"}, wanted=from_zero):
+        if not p.index_select(dim, new).any() and not any(name in where for name in late):
+            problems.append(f"{where}: zero on both sides")
+    kinds = {"mean", "zero"}
+    for where, p, dim, new in new_entries(
+        module, groups, {"producer"}, wanted=lambda slot: slot.filling.kind in kinds
+    ):
+        moves = p.grad is not None and p.grad.index_select(dim, new).any()
+        if not moves and not any(name in where for name in late):
+            problems.append(f"{where}: writer of a stream without gradient")
     return problems
 
 

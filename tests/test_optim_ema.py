@@ -115,13 +115,13 @@ def test_function_is_kept_after_adjusting():
 
 
 def test_precision_of_the_average_is_kept():
-    """Also where copies are split: averages in float64 of a float32 model."""
+    """Also where streams are means, in float64, of a float32 model."""
     factory, example = NETWORKS["mlp"]
     torch.manual_seed(0)
     model = factory()
     mean = averaged(model).double()
     groups = fxgrow.inspect(model, example).groups
-    assert {g.recipe for g in groups} == {"fresh", "copies"}
+    assert {g.recipe for g in groups} == {"fresh", "mean"}
     growth = fxgrow.widen(model, example, {g.name: step(g) for g in groups})
     grown = growth.migrate_ema(mean)
     assert {p.dtype for p in grown.parameters()} == {torch.float64}

@@ -150,7 +150,7 @@ def test_reset_drops_the_state_of_grown_parameters_only():
 
 @pytest.mark.parametrize("fill", ["zero", "mean"])
 def test_copies_have_the_state_of_the_units_they_copy(fill):
-    factory, example = NETWORKS["mlp"]
+    factory, example = NETWORKS["language"]
     torch.manual_seed(0)
     model = factory()
     optimizer = torch.optim.Adam(model.parameters())

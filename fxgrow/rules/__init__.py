@@ -12,18 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..flows import Flow, fixed, product, same, total
 from ..planes import Plane
 from . import contract, reduce, shape
 from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from ..flows import Combine
     from ..propagate import Call, Propagation
 
     Rule = Callable[[Propagation, Call], Any]
+    Operands = list[tuple[Sequence[Plane], Any]]
 
 _PRODUCTS = {"mul", "div"}
+_SUMS = {"add", "sub"}
+# How pointwise operations combine flows. Not among them: functions without slope at zero,
+# behind which new units would never move (relu).
+_FLOWS: dict[str, Combine] = {
+    **dict.fromkeys(("mul", "div"), product),
+    **dict.fromkeys(("add", "sub"), total),
+    **dict.fromkeys(
+        ["clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous"], same
+    ),
+    **dict.fromkeys(["native_dropout", "dropout"], same),
+    **dict.fromkeys(
+        ["gelu", "silu", "mish", "tanh", "elu", "hardswish", "leaky_relu", "erf", "sin", "pow"],
+        fixed,
+    ),
+}
 _ZERO_KEEPING = {
     "clone",
     "detach",
@@ -44,13 +62,78 @@ def pointwise(state: Propagation, call: Call) -> Any:
 
     name = call.name.rstrip("_")
     tensors = tensors_of((*call.args, *call.kwargs.values()))
-    operands = [(state.planes(t), t.shape) for t in tensors]
+    operands: Operands = [(state.planes(t), t.shape) for t in tensors]
+    if _breaks(name, call):
+        operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    planes = _combined(state, name, first.ndim, tensors, operands)
+    return planes if first is call.out else [planes] * len(call.out)
+
+
+def addcmul(state: Propagation, call: Call) -> list[Plane]:
+    """Follow ``a + value * b * c``: a product, then a sum."""
+    a, b, c = call.args[:3]
+    factors: Operands = [(state.planes(t), t.shape) for t in (b, c)]
+    met = _combined(state, "mul", call.out.ndim, [b, c], factors)
+    shape = torch.broadcast_shapes(b.shape, c.shape)
+    inner = b if state.value(b).live else c
+    summands: Operands = [(state.planes(a), a.shape), (met, shape)]
+    return _combined(state, "add", call.out.ndim, [a, inner], summands)
+
+
+def _combined(
+    state: Propagation, name: str, ndim: int, tensors: Sequence[torch.Tensor], operands: Operands
+) -> list[Plane]:
+    """Planes of a pointwise operation that is called ``name``."""
     if name == "mul":
         _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
-    planes = state.book.meet(operands, first.ndim, state.where(call.name), product=keep)
-    return planes if first is call.out else [planes] * len(call.out)
+    flow = _FLOWS.get(name)
+    if flow is not None and any(planes for planes, _ in operands):
+        operands = _uses(state, name, tensors, operands)
+    return state.book.meet(operands, ndim, state.where(name), flow=flow, product=keep)
+
+
+def _uses(
+    state: Propagation, name: str, tensors: Sequence[torch.Tensor], operands: Operands
+) -> Operands:
+    """Write down what weights are used for; drop the flows that the operation breaks.
+
+    A weight added to what a norm keeps at zero must be zero itself (an offset).
+    """
+    if name == "div" and len(operands) > 1:
+        return [operands[0], (_bare(operands[1][0]), operands[1][1])]
+    weights = [state.is_weight(t) for t in tensors]
+    if len(operands) == 1 or all(weights) or not any(weights):
+        return operands
+    own = [t for t, weight in zip(tensors, weights, strict=True) if weight]
+    if name in _PRODUCTS:
+        state.entries(own, "scale")
+        return operands
+    flows = [p.flow for (ps, _), w in zip(operands, weights, strict=True) if not w for p in ps]
+    if any(f is not None and f.terms is None for f in flows):
+        state.entries(own, "offset")
+        return [
+            ([p._replace(flow=p.flow and _OFFSET) for p in ps] if w else ps, shape)
+            for (ps, shape), w in zip(operands, weights, strict=True)
+        ]
+    state.entries(own, "adder")
+    return operands
+
+
+_OFFSET = Flow(None, calm=True, still=True)
+
+
+def _breaks(name: str, call: Call) -> bool:
+    """Whether numbers among the arguments move zero away from zero."""
+    number = call.arg(1, "other")
+    if name in _SUMS:
+        return not isinstance(number, torch.Tensor)
+    return name == "pow" and not (isinstance(number, (int, float)) and number >= 1)
+
+
+def _bare(planes: Iterable[Plane]) -> list[Plane]:
+    return [p._replace(flow=None) for p in planes]
 
 
 def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]) -> None:
@@ -160,6 +243,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
         "silu gelu mish elu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
     ),
     _family(copy_, "copy"),
+    _family(addcmul, "addcmul"),
     _family(
         unlabelled,
         "sym_size sym_numel new_zeros new_ones new_empty new_full new_empty_strided "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..flows import product, total
 from ..planes import Plane
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def spread(planes: Iterable[Plane], dims: Sequence[int], ndim: int) -> list[Plan
         shape = [1] * ndim
         for old, new in enumerate(dims):
             shape[new] = plane.labels.shape[old]
-        result.append(Plane(plane.labels.transpose(order).reshape(shape), plane.zero))
+        result.append(plane._replace(labels=plane.labels.transpose(order).reshape(shape)))
     return result
 
 
@@ -37,7 +38,7 @@ def squeeze_to(planes: Iterable[Plane], dims: Sequence[int]) -> list[Plane]:
     for p in planes:
         rest = [d for d in range(p.labels.ndim) if d not in dims]
         labels = p.labels.transpose([*dims, *rest])
-        result.append(Plane(labels.reshape(labels.shape[: len(dims)]), p.zero))
+        result.append(p._replace(labels=labels.reshape(labels.shape[: len(dims)])))
     return result
 
 
@@ -60,7 +61,7 @@ def contraction(
     first, second = (
         ((pa, shape_a), (pb, shape_b)) if not weight_a else ((pb, shape_b), (pa, shape_a))
     )
-    met = state.book.meet([first, second], len(shape_a), where, product=True)
+    met = state.book.meet([first, second], len(shape_a), where, flow=product, product=True)
     flops = 2
     for sa, sb in zip(shape_a, shape_b, strict=True):
         flops *= max(sa, sb)
@@ -143,7 +144,7 @@ def _add_bias(state: Propagation, call: Call, planes: Sequence[Plane], bias: Any
     if state.is_weight(bias):
         state.role(own, "producer")
     operands = [(planes, call.out.shape), (own, bias.shape)]
-    return state.book.meet(operands, call.out.ndim, state.where(call.name))
+    return state.book.meet(operands, call.out.ndim, state.where(call.name), flow=total)
 
 
 def convolution(state: Propagation, call: Call) -> list[Plane]:
@@ -162,9 +163,9 @@ def convolution(state: Propagation, call: Call) -> list[Plane]:
     own = state.planes(bias)
     state.role(own, "producer")
     column = [1, -1] + [1] * (x.ndim - 2)
-    lifted = [Plane(p.labels.reshape(column), p.zero) for p in own]
+    lifted = [p._replace(labels=p.labels.reshape(column)) for p in own]
     operands = [(kept, call.out.shape), (lifted, (1, *bias.shape, *column[2:]))]
-    return state.book.meet(operands, x.ndim, state.where(call.name))
+    return state.book.meet(operands, x.ndim, state.where(call.name), flow=total)
 
 
 def _dense_convolution(
@@ -175,7 +176,7 @@ def _dense_convolution(
     spatial = x.ndim - 2
     out_axis, in_axis = axes
     ndim = 3 + spatial
-    flat = [Plane(p.labels.reshape(p.labels.shape[:2]), p.zero) for p in planes]
+    flat = [p._replace(labels=p.labels.reshape(p.labels.shape[:2])) for p in planes]
     columns = spread(flat, (1, 2) if out_axis == 0 else (2, 1), ndim)
     rows = spread(state.planes(x), (0, 2, *range(3, ndim)), ndim)
     w_shape = [1, weight.shape[out_axis], weight.shape[in_axis], *[1] * spatial]
@@ -184,7 +185,7 @@ def _dense_convolution(
     met = _conv_contract(
         state, call, (rows, x_shape), (columns, w_shape), list(range(2, ndim)), 2 * macs
     )
-    return [Plane(p.labels.reshape(p.labels.shape[:2] + (1,) * spatial), p.zero) for p in met]
+    return [p._replace(labels=p.labels.reshape(p.labels.shape[:2] + (1,) * spatial)) for p in met]
 
 
 def _positions(call: Call) -> int:
@@ -201,7 +202,7 @@ def _conv_contract(
 ) -> list[Plane]:
     where = state.where(call.name)
     state.role((p for p in b[0] if not set(p.dims) & set(over)), "producer")
-    met = state.book.meet([a, b], len(a[1]), where, product=True)
+    met = state.book.meet([a, b], len(a[1]), where, flow=product, product=True)
     state.count_flops(flops, b[0], met)
     return state.book.contract(met, over, where)
 
@@ -289,4 +290,4 @@ def embedding(state: Propagation, call: Call) -> list[Plane]:
     columns = [p for p in planes if p.dims == (1,)]
     state.role(columns, "producer")
     shape = (1,) * indices.ndim + (-1,)
-    return [Plane(p.labels.reshape(shape), p.zero) for p in columns]
+    return [p._replace(labels=p.labels.reshape(shape)) for p in columns]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..flows import Flow, fixed, known, same
 from ..planes import Plane
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def _dropped(planes: Iterable[Plane], dims: Sequence[int], ndim_out: int) -> lis
         shape = p.labels.shape
         if len(shape) != ndim_out:
             shape = tuple(n for d, n in enumerate(shape) if d not in dims)
-        result.append(Plane(p.labels.reshape(shape), p.zero))
+        result.append(p._replace(labels=p.labels.reshape(shape)))
     return result
 
 
@@ -40,12 +41,17 @@ def sum_(state: Propagation, call: Call) -> list[Plane]:
     return _dropped(kept, dims, call.out.ndim)
 
 
+# What reductions make of the flows of planes that they do not reduce.
+_KEPT = {"mean": same, "linalg_vector_norm": fixed, "norm": fixed, "amax": fixed, "amin": fixed}
+
+
 def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
     """Make a rule for an operation that mixes what it reduces (mean, max, norm ...)."""
 
     def rule(state: Propagation, call: Call) -> Any:
         dims = _dims(call, dim_position)
         kept = state.book.mix(state.planes(call.args[0]), dims, call.name, state.where(call.name))
+        kept = [p._replace(flow=state.book.flow(_KEPT.get(call.name), [p.flow])) for p in kept]
         if isinstance(call.out, torch.Tensor):
             return _dropped(kept, dims, call.out.ndim)
         return [_dropped(kept, dims, out.ndim) for out in call.out]
@@ -104,16 +110,33 @@ def layer_norm(state: Propagation, call: Call) -> list[Plane] | list[list[Plane]
             own = state.planes(entry)
             state.role(own, "norm")
             operands.append((own, entry.shape))
-    met = [Plane(p.labels) for p in state.book.meet(operands, x.ndim, where)]
+    gains = state.entries(call.args[2:3], "gain")
+    state.entries(call.args[3:4], "offset")
+    given = [p.flow for p in state.planes(x) if p.dims == (x.ndim - 1,)]
+    flow = given[0] if len(given) == 1 and len(dims) == 1 else None
+    met = [
+        Plane(p.labels, (), _normalised(flow, call.name))
+        for p in state.book.meet(operands, x.ndim, where)
+    ]
     result = []
     for plane in met:
         hit = [d for d in plane.dims if d in dims]
         if hit and len(hit) < len(plane.dims):
             plane = state.book.merge_along(plane, hit)
         elif hit:
-            state.book.mix([plane], dims, "layer_norm", where)
+            flow = flow or Flow()  # of what goes in, not of what comes out
+            state.book.mix([plane], dims, "layer_norm", where, flow=flow, gains=gains)
         result.append(plane)
     return result if isinstance(call.out, torch.Tensor) else [result, [], []]
+
+
+def _normalised(flow: Flow | None, op: str) -> Flow | None:
+    """Flow after a norm: means become zero once they are subtracted."""
+    if flow is None:
+        return None
+    if op == "native_layer_norm":
+        return known(Flow(None, calm=flow.terms is not None))
+    return known(Flow(None, flow.calm, flow.rests))
 
 
 def group_norm(state: Propagation, call: Call) -> list[list[Plane]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..flows import total
 from ..labels import Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
 
@@ -20,7 +21,7 @@ _LIMIT = 1 << 24
 
 
 def _each(planes: Planes, move: Callable[[Labels], Labels]) -> list[Plane]:
-    return [Plane(move(p.labels), p.zero) for p in planes]
+    return [p._replace(labels=move(p.labels)) for p in planes]
 
 
 def _cut(planes: Planes, dim: int, piece: slice) -> list[Plane]:
@@ -46,7 +47,7 @@ def view(state: Propagation, call: Call) -> list[Plane]:
         labels, changed = reshape_plane(plane.labels, x.shape, out.shape)
         for before, after in changed:
             state.book.reshapes.append(Reshape(before, after, state.where(call.name)))
-        result.append(Plane(labels, plane.zero))
+        result.append(plane._replace(labels=labels))
     return result
 
 
@@ -96,7 +97,7 @@ def expand(state: Propagation, call: Call) -> list[Plane]:
 def select(state: Propagation, call: Call) -> list[Plane]:
     """``select(dim, index)``."""
     taken = _taken(state.planes(call.args[0]), call.args[1], call.args[2])
-    return [Plane(compress(p.labels), p.zero) for p in taken]
+    return [p._replace(labels=compress(p.labels)) for p in taken]
 
 
 def slice_(state: Propagation, call: Call) -> list[Plane]:
@@ -147,7 +148,9 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     if any(across):
         flat = [tuple(1 if d == dim else n for d, n in enumerate(x.shape)) for x in tensors]
         operands = list(zip(across, flat, strict=True))
-        result += state.book.meet(operands, ndim, state.where(call.name), product=len(tensors) == 1)
+        result += state.book.meet(
+            operands, ndim, state.where(call.name), flow=total, product=len(tensors) == 1
+        )
     return result
 
 
@@ -170,7 +173,8 @@ def _segments(
         common[dim] = part.shape[dim]
         spread.append(np.broadcast_to(part, common))
     zeros = [set(p[0].zero) if p else set() for p in along]
-    return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)))
+    flow = total([p[0].flow if p else None for p in along], all(along))
+    return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)), flow)
 
 
 def glu(state: Propagation, call: Call) -> list[Plane]:
@@ -240,7 +244,8 @@ def pad(state: Propagation, call: Call) -> list[Plane]:
                 a = a[(slice(None),) * d + (keep,)]
         return np.pad(a, amounts)
 
-    return _each(state.planes(call.args[0]), padded)
+    moved = _each(state.planes(call.args[0]), padded)
+    return moved if not call.arg(2, "value", 0) else [Plane(p.labels, p.zero) for p in moved]
 
 
 def execute(state: Propagation, call: Call) -> list[Plane]:
@@ -253,7 +258,7 @@ def execute(state: Propagation, call: Call) -> list[Plane]:
             continue
         labels = torch.from_numpy(np.broadcast_to(plane.labels, x.shape).copy()).to(x.device)
         moved = getattr(torch.ops.aten, call.name)(labels, *call.args[1:], **call.kwargs)
-        result.append(Plane(compress(moved.cpu().numpy()), plane.zero))
+        result.append(plane._replace(labels=compress(moved.cpu().numpy())))
     return result
 
 

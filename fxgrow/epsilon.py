@@ -1,0 +1,89 @@
+"""Where norms keep their eps and shape: arguments in the graph, or attributes of a module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["EPSILONS", "follow_shape", "holds_epsilon", "scale_epsilon"]
+
+# Function → position and default of its argument ``eps``. None stands for rounding errors of
+# the dtype, and stays.
+EPSILONS: dict[Any, tuple[int, float | None]] = {
+    F.layer_norm: (4, 1e-5),
+    torch.layer_norm: (4, 1e-5),
+    F.rms_norm: (3, None),
+    torch.rms_norm: (3, None),
+}
+
+
+def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a node is a norm whose eps the graph, or a module of torch, shows."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return "eps" in module.__dict__ and type(module).__module__.startswith("torch.nn")
+    return node.target in EPSILONS and not isinstance(_given(node), fx.Node)
+
+
+def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) -> list[str]:
+    """Multiply the eps of a norm, in place; return the edits.
+
+    The module that a functional norm takes its weight from gets it too, where it has one:
+    its own code reads it there. ``done`` holds the names of modules, each of them scaled once.
+    """
+    edits = []
+    if node.op != "call_module":
+        old = _given(node)
+        if old is not None:
+            _set(node, old * ratio)
+            edits.append(f"{node.name}: eps {old:g} → {old * ratio:g}")
+    owner = _owner(node)
+    module = root.get_submodule(owner)
+    eps = module.__dict__.get("eps")
+    if owner in done or not isinstance(eps, float):
+        return edits
+    done.add(owner)
+    module.__dict__["eps"] = eps * ratio
+    return [*edits, f"{owner}.eps: {eps:g} → {eps * ratio:g}"]
+
+
+def follow_shape(node: fx.Node, root: nn.Module) -> list[str]:
+    """Bring the owner of a functional norm's weight in line with the norm; return the edits.
+
+    The owner's own code reads the shape there, when it is not run as a graph.
+    """
+    owner = _owner(node)
+    own = root.get_submodule(owner).__dict__
+    old, new = own.get("normalized_shape"), node.args[1] if len(node.args) > 1 else None
+    if not (owner and isinstance(old, tuple) and isinstance(new, tuple)) or old == new:
+        return []
+    own["normalized_shape"] = type(old)(new)
+    return [f"{owner}.normalized_shape: {tuple(old)} → {new}"]
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the module that a norm, or the weight of a functional one, belongs to."""
+    if node.op == "call_module":
+        return str(node.target)
+    weight = node.args[2] if len(node.args) > 2 else node.kwargs.get("weight")
+    return str(weight.target).rpartition(".")[0] if isinstance(weight, fx.Node) else ""
+
+
+def _given(node: fx.Node) -> Any:
+    position, default = EPSILONS[node.target]
+    given = node.args[position] if len(node.args) > position else node.kwargs.get("eps")
+    return default if given is None else given
+
+
+def _set(node: fx.Node, value: float) -> None:
+    position, _ = EPSILONS[node.target]
+    if len(node.args) > position:
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg("eps", value)
