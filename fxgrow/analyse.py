@@ -11,7 +11,9 @@ from torch import fx
 from . import rules
 from .errors import DataError, TraceError
 from .plain import eagerly, modes_kept
+from .preserve import weight_of
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
+from .rules.recurrent import couple, is_recurrent
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, is_user_function
 
@@ -102,6 +104,9 @@ class Analysis:
     planes: dict[fx.Node, Any]
 
 
+ZEROS = {torch.zeros, "new_zeros"}
+
+
 class LabelExecutor(Executor):
     """Executor that tells the propagation where it is and keeps the planes."""
 
@@ -113,27 +118,42 @@ class LabelExecutor(Executor):
     def compute(self, node: fx.Node) -> Any:
         """Compute one node and write its planes down."""
         self.state.site = node
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        self.state.resized = node.target in ZEROS or (module is not None and is_recurrent(module))
         try:
             value = super().compute(node)
         except FAILURES as error:
             raise DataError(_failure(node, error)) from error
-        self.planes[node] = fx.node.map_aggregate(value, self._note)
+        self.planes[node] = self._noted(value)
         return value
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
+        module, prefix = self.modules[str(node.target)], f"{node.target}."
         value = super().call_module(node)
-        if hides_sizes(self.modules[str(node.target)]):
-            prefix = f"{node.target}."
+        self._note_leaf(module, prefix)
+        if hides_sizes(module):
             axes = self.state.axes.items()
             own = [labels for (name, _), labels in axes if name.startswith(prefix)]
             tensors: list[torch.Tensor] = []
             _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
             own += [p.labels for t in tensors for p in self.state.planes(t)]
-            where = self.state.where(type(self.modules[str(node.target)]).__name__)
+            where = self.state.where(type(module).__name__)
             for labels in own:
                 self.state.book.freeze(labels, "opaque", where)
         return value
+
+    def _note_leaf(self, module: nn.Module, prefix: str) -> None:
+        """Add what a leaf's own names say: which weight a bias belongs to, one hidden width."""
+        roles = self.state.roles
+        for name in module._parameters:
+            axis = (prefix + name, 0)
+            # Where torch adds a bias by itself it looks like any addition.
+            known = name.startswith("bias") and axis in self.state.axes
+            if known and "producer" in roles.get((weight_of(axis[0]), 0), ()):
+                roles.setdefault(axis, set()).add("producer")
+        if is_recurrent(module):
+            couple(self.state, module, prefix)
 
     def call_function(self, node: fx.Node) -> Any:
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
@@ -157,7 +177,12 @@ class LabelExecutor(Executor):
             self.state.freeze(self.state.planes(tensor), "output", "output")
         return value
 
-    def _note(self, value: Any) -> Any:
+    def _noted(self, value: Any) -> Any:
+        """Write planes down in plain containers (packed sequences take nothing but tensors)."""
+        if isinstance(value, dict):
+            return {key: self._noted(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return tuple(self._noted(item) for item in value)
         if not isinstance(value, torch.Tensor):
             return value
         known = value.__dict__.get(LABELS_KEY)
@@ -166,15 +191,13 @@ class LabelExecutor(Executor):
         return Noted(tuple(value.shape), known.planes)
 
 
-_HIDDEN_SIZES = {"input_size", "hidden_size", "in1_features", "in2_features"}
-
-
 def hides_sizes(module: nn.Module) -> bool:
-    """Whether a leaf holds sizes that no table knows: containers, the user's own, LSTMs."""
+    """Whether a leaf holds sizes that no table knows: containers, the user's own."""
     if not type(module).__module__.startswith("torch.nn"):
         return True
-    children = any(True for child in module.children() for _ in child.parameters())
-    return children or bool(_HIDDEN_SIZES & module.__dict__.keys())
+    if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
+        return True  # computed weights, of which recurrent layers keep lists
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 @dataclass(frozen=True, eq=False)

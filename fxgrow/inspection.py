@@ -234,8 +234,8 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
     """Frozen graph: nodes are (tensor, dim) axes and layers, edges are couplings."""
     state = inspection.analysis.state
     graph: nx.Graph[Any] = nx.Graph()
-    by_label = sorted((int(labels[0]), axis) for axis, labels in state.axes.items())
-    starts = [start for start, _ in by_label]
+    by_label = sorted((int(own[0]), int(own[-1]), axis) for axis, own in state.axes.items())
+    starts = [start for start, _, _ in by_label]
     for axis in state.axes:
         graph.add_node(axis, kind="axis")
         layer = layer_of(axis[0])
@@ -256,8 +256,11 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
     return nx.freeze(graph)
 
 
-def _axes_of(labels: Any, starts: list[int], by_label: list[tuple[int, Any]]) -> set[Any]:
+def _axes_of(labels: Any, starts: list[int], by_label: list[tuple[int, int, Any]]) -> set[Any]:
     import numpy as np
 
-    found = np.unique(np.searchsorted(starts, labels.reshape(-1), side="right") - 1)
-    return {by_label[i][1] for i in found if i >= 0}
+    flat = labels.reshape(-1)
+    found = np.searchsorted(starts, flat, side="right") - 1
+    # Labels between axes, of initial states, are nobody's.
+    inside = flat <= np.array([last for _, last, _ in by_label])[found]
+    return {by_label[i][2] for i in np.unique(found[inside & (found >= 0)])}

@@ -15,8 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.rnn import PackedSequence
 
 from .analyse import Noted
+from .errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -125,6 +127,10 @@ def _reshape(site: Site, first: int) -> None:
 
 def _view(site: Site) -> None:
     _reshape(site, 1)
+
+
+def _zeros(site: Site) -> None:
+    _reshape(site, 0)
 
 
 def _unflatten(site: Site) -> None:
@@ -264,6 +270,8 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     "reshape": _view,
     "expand": _view,
     torch.reshape: _view,
+    "new_zeros": _view,
+    torch.zeros: _zeros,
     "unflatten": _unflatten,
     torch.unflatten: _unflatten,
     "split": _split,
@@ -332,6 +340,21 @@ def _first_size(module: Any) -> int:
     return int(module.num_features)
 
 
+def _hidden_size(module: Any, x: Any) -> int:
+    names = ("weight_hr_l0", "weight_hh_l0", "weight_hh")  # the first reads the hidden state
+    return int(next(p for n in names if (p := module._parameters.get(n)) is not None).shape[1])
+
+
+def _proj_size(module: Any, x: Any) -> int:
+    rows, columns = module.weight_hr_l0.shape if module.proj_size else (0, 1)
+    if rows >= columns:
+        raise UnsupportedError(
+            f"proj_size would become {rows}, but must stay below hidden_size ({columns}); "
+            "grow the hidden width as well"
+        )
+    return int(rows)
+
+
 # Attribute → its value after growth, from the module's (new) tensors and its input.
 # ``groups`` comes before the channel counts that it is computed from.
 ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
@@ -350,14 +373,22 @@ ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
     "num_parameters": lambda m, x: m.weight.shape[0],
     "embedding_dim": lambda m, x: m.weight.shape[1],
     "normalized_shape": lambda m, x: tuple(x.shape[-len(m.normalized_shape) :]),
+    "input_size": lambda m, x: next(m.parameters()).shape[1],
+    "hidden_size": _hidden_size,
+    "proj_size": _proj_size,
+    "in1_features": lambda m, x: m.weight.shape[1],
+    "in2_features": lambda m, x: m.weight.shape[2],
 }
+
+
+_INPUTS = (torch.Tensor, PackedSequence)
 
 
 def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
     """Bring a leaf module's attributes in line with its tensors; return the edits."""
     sized = [name for name in ATTRIBUTES if module.__dict__.get(name) is not None]
     kind: Any = type_before_parametrizations(module)
-    if not (sized and kind.__module__.startswith("torch.nn") and isinstance(x, torch.Tensor)):
+    if not (sized and kind.__module__.startswith("torch.nn") and isinstance(x, _INPUTS)):
         return []
     edits = []
     for attribute in sized:

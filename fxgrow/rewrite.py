@@ -316,18 +316,17 @@ def check_partition(state: Propagation, layout: Layout) -> None:
             raise VerificationError(
                 f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {wanted}"
             )
-    expected = np.zeros(state.book.size, dtype=np.int64)
-    expected[np.concatenate(list(state.axes.values()))] = np.concatenate(
-        [layout.units[axis] for axis in state.axes]
-    )
-    roots = state.book.find(np.arange(state.book.size))
+    # Label 0 is the outside world; those of no axis belong to initial states.
+    owned = np.concatenate([[0], *state.axes.values()])
+    expected = np.concatenate([[0], *(layout.units[axis] for axis in state.axes)])
+    roots = state.book.find(owned)
     by_root = np.zeros(state.book.size, dtype=np.int64)
     by_root[roots] = expected
     by_unit = np.zeros(int(expected.max()) + 1, dtype=np.int64)
     by_unit[expected] = roots
     wrong = (by_root[roots] != expected) | (by_unit[expected] != roots)
     if wrong.any():
-        label = int(np.flatnonzero(wrong)[0])
+        label = int(owned[np.flatnonzero(wrong)[0]])
         tensor, dim = next(
             (a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0)
         )

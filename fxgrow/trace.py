@@ -202,10 +202,16 @@ def _refuse_computed(root: nn.Module) -> None:
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused kernel, which hides what it does."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Keep attention and recurrent layers from fused kernels, which hide what they do."""
+    attention = torch.backends.mha.get_fastpath_enabled()
+    onednn, cudnn = torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    # torch.backends.mkldnn.flags would warn of other hardware than there is.
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(attention)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch.backends.cudnn.enabled = cudnn

@@ -18,6 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.rnn import (
+    pack_padded_sequence,
+    pack_sequence,
+    pad_packed_sequence,
+    pad_sequence,
+)
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
@@ -67,6 +73,10 @@ class Flag(int):
         return int(self) != 0
 
 
+# Functions whose nodes stand for themselves: their Python code can't take traced values.
+_KEPT_WHOLE = (torch.zeros, pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence)
+
+
 class _Proxy(fx.Proxy):
     """A traced value that can also be written into."""
 
@@ -88,7 +98,9 @@ class Tracer(fx.Tracer):
 
     def __init__(self, inputs: Inputs) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        super().__init__(autowrap_modules=none, param_shapes_constant=False)
+        super().__init__(none, _KEPT_WHOLE, param_shapes_constant=False)
+        # Wherever they are called from, by whatever name.
+        self._autowrap_search = [torch, nn.utils.rnn]
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {}
         self.regions = Regions()

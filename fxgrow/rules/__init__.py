@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..planes import Plane
-from . import contract, reduce, shape
+from . import contract, recurrent, reduce, shape
+from .recurrent import ZEROS, zeros
 from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.linear, "linear"),
     _family(contract.convolution, "convolution"),
     _family(contract.embedding, "embedding"),
+    _family(contract.trilinear, "_trilinear"),
+    _family(recurrent.fused_cell(4), "_thnn_fused_lstm_cell"),
+    _family(recurrent.fused_cell(3), "_thnn_fused_gru_cell"),
+    _family(recurrent.pack, "_pack_padded_sequence"),
+    _family(recurrent.unpack, "_pad_packed_sequence"),
     _family(
         contract.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
@@ -114,7 +120,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.expand, "expand"),
     _family(shape.select, "select"),
     _family(shape.slice_, "slice"),
-    _family(shape.split, "split split_with_sizes"),
+    _family(shape.split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
     _family(shape.unbind, "unbind"),
     _family(shape.cat, "cat"),
     _family(shape.stack, "stack"),
@@ -200,4 +206,4 @@ def _functional(name: str) -> list[Any]:
     return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
 
 
-__all__ = ["SHORTCUTS", "TABLE", "Plane", "lookup", "unknown"]
+__all__ = ["SHORTCUTS", "TABLE", "ZEROS", "Plane", "lookup", "unknown", "zeros"]

@@ -1,0 +1,111 @@
+"""Recurrent layers: what their one width means, fused cells, packed sequences.
+
+Step by step they run as products, splits and pointwise operations, which have rules of
+their own. What these can't see, because it lies in the layer's sizes, is said here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..planes import Plane
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from ..planes import Labels
+    from ..propagate import Call, Propagation
+
+_WEIGHT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
+# Created to the size that a caller asks for, zero everywhere: they may grow with it.
+ZEROS = frozenset({torch.ops.aten.zeros, torch.ops.aten.new_zeros})
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether one attribute is the width of all of a layer's hidden states."""
+    return "hidden_size" in module.__dict__
+
+
+def zeros(state: Propagation, out: torch.Tensor) -> None:
+    """Label an initial state along its last dimension: it is what it meets."""
+    if not out.ndim or out.shape[-1] <= 1 or not out.is_floating_point():
+        return
+    labels = state.book.fresh(out.shape[-1]).reshape((1,) * (out.ndim - 1) + (-1,))
+    state.assign(out, (Plane(labels),), weight=False, live=False)
+
+
+def couple(state: Propagation, module: nn.Module, prefix: str) -> None:
+    """Unite what has one width: gates, hidden columns, all layers and directions.
+
+    Execution shows most of it, but not where a sequence has one step only, or where the
+    initial states of stacked layers come from different places.
+    """
+    widths: dict[str, list[Labels]] = {"hidden": [], "projected": []}
+    projected = getattr(module, "proj_size", 0) > 0
+    state_name = "projected" if projected else "hidden"
+    for name in module._parameters:
+        match = _WEIGHT.fullmatch(name)
+        axes = [state.axes.get((prefix + name, dim)) for dim in (0, 1)]
+        if match is None or axes[0] is None:
+            continue
+        kind, (rows, columns) = match[1], axes
+        if kind == "hr":
+            widths["projected"].append(rows)
+        else:
+            size: Any = module.__dict__["hidden_size"]
+            widths["hidden"].extend(rows.reshape(-1, size))
+        if kind != "ih" and columns is not None:
+            widths["hidden" if kind == "hr" else state_name].append(columns)
+    for own in widths.values():
+        if len(own) > 1:
+            state.book.unite(own[0], np.stack(own[1:]))
+
+
+def fused_cell(gates: int) -> Any:
+    """Rule of a fused cell ``(inputs, hidden, state, bias, bias)``; ``gates`` blocks of rows."""
+
+    def rule(state: Propagation, call: Call) -> list[Sequence[Plane]]:
+        tensors = [t for t in call.args if t is not None]
+        book, where = state.book, state.where(call.name)
+        rows = [t for i, t in enumerate(tensors) if i != 2]
+        for bias in rows[2:]:
+            state.role(state.planes(bias), "producer")
+        met = book.meet([(state.planes(t), t.shape) for t in rows], 2, where)
+        before = tensors[2]
+        operands = [(state.planes(before), before.shape)]
+        for part in range(gates):
+            cut = [Plane(np.split(p.labels, gates, axis=1)[part]) for p in met if 1 in p.dims]
+            rest = [p for p in met if 1 not in p.dims]
+            operands.append(([*cut, *rest], before.shape))
+        planes = book.meet(operands, 2, where)
+        return [planes] * (len(call.out) - 1) + [()]
+
+    return rule
+
+
+def pack(state: Propagation, call: Call) -> list[Sequence[Plane]]:
+    """``pack_padded_sequence``: time and batch become one dimension, in the data's order."""
+    result = []
+    for plane in state.planes(call.args[0]):
+        if set(plane.dims) & {0, 1}:
+            state.freeze([plane], "data_dependent", call.name)
+            continue
+        result.append(Plane(plane.labels.reshape(plane.labels.shape[1:]), plane.zero))
+    return [result, ()]
+
+
+def unpack(state: Propagation, call: Call) -> list[Sequence[Plane]]:
+    """``pad_packed_sequence``: the inverse, with padding."""
+    result = []
+    for plane in state.planes(call.args[0]):
+        if 0 in plane.dims:
+            state.freeze([plane], "data_dependent", call.name)
+            continue
+        result.append(Plane(plane.labels[None]))
+    return [result, ()]
