@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.nn.utils.rnn import pad_packed_sequence, pad_sequence
 
 from . import rules
 from .errors import DataError, TraceError
@@ -104,7 +105,8 @@ class Analysis:
     planes: dict[fx.Node, Any]
 
 
-ZEROS = {torch.zeros, "new_zeros"}
+# Functions that make blank tensors, of sizes that are patched or follow their inputs.
+_BLANK = {torch.zeros, "new_zeros", pad_packed_sequence, pad_sequence}
 
 
 class LabelExecutor(Executor):
@@ -119,7 +121,7 @@ class LabelExecutor(Executor):
         """Compute one node and write its planes down."""
         self.state.site = node
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
-        self.state.resized = node.target in ZEROS or (module is not None and is_recurrent(module))
+        self.state.resized = node.target in _BLANK or (module is not None and is_recurrent(module))
         try:
             value = super().compute(node)
         except FAILURES as error:

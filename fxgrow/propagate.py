@@ -74,7 +74,7 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
-    resized: bool = False  # whether sizes of zeros made here follow the width
+    resized: bool = False  # whether sizes of blanks made here follow the width
 
     def where(self, op: str) -> Where:
         """Return the current place in the graph, for ``op``."""
@@ -218,8 +218,8 @@ class LabelMode(TorchDispatchMode):
                 if out is not NotImplemented:
                     return out
             out = func(*args, **kwargs)
-        if state.resized and packet in self.rules.ZEROS:
-            self.rules.zeros(state, out)
+        if state.resized and packet in self.rules.BLANKS:
+            self.rules.blank(state, out)
             return out
         weight = not live and (given or any(v is not None and v.weight for v in known))
         if not labelled:

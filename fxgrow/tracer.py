@@ -353,7 +353,12 @@ def _attempt(root: nn.Module, inputs: Inputs, *, buffers: bool = False) -> fx.Gr
     tracer = Tracer(inputs)
     tracer.proxy_buffer_attributes = buffers
     with torch.no_grad():
-        return tracer.trace(root, concrete_args=_defaults(root, inputs))
+        graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _KEPT_WHOLE:
+            # A graph's code would call fx.wrap on what it imports, for good.
+            node.meta.pop("is_wrapped", None)
+    return graph
 
 
 def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from ..planes import Plane
 from . import contract, recurrent, reduce, shape
-from .recurrent import ZEROS, zeros
+from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(recurrent.fused_cell(4), "_thnn_fused_lstm_cell"),
     _family(recurrent.fused_cell(3), "_thnn_fused_gru_cell"),
     _family(recurrent.pack, "_pack_padded_sequence"),
-    _family(recurrent.unpack, "_pad_packed_sequence"),
     _family(
         contract.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
@@ -206,4 +205,4 @@ def _functional(name: str) -> list[Any]:
     return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
 
 
-__all__ = ["SHORTCUTS", "TABLE", "ZEROS", "Plane", "lookup", "unknown", "zeros"]
+__all__ = ["BLANKS", "SHORTCUTS", "TABLE", "Plane", "blank", "lookup", "unknown"]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ..propagate import Call, Propagation
 
 _WEIGHT = re.compile(r"weight_(ih|hh|hr)(_l\d+(_reverse)?)?")
-# Created to the size that a caller asks for, zero everywhere: they may grow with it.
-ZEROS = frozenset({torch.ops.aten.zeros, torch.ops.aten.new_zeros})
+_ATEN = torch.ops.aten
+# Created to the size that a caller asks for, alike everywhere: they may grow with it.
+BLANKS = frozenset({_ATEN.zeros, _ATEN.new_zeros, _ATEN.new_full, _ATEN.full})
 
 
 def is_recurrent(module: nn.Module) -> bool:
@@ -32,8 +33,8 @@ def is_recurrent(module: nn.Module) -> bool:
     return "hidden_size" in module.__dict__
 
 
-def zeros(state: Propagation, out: torch.Tensor) -> None:
-    """Label an initial state along its last dimension: it is what it meets."""
+def blank(state: Propagation, out: torch.Tensor) -> None:
+    """Label an initial state, or padding, along its last dimension: it is what it meets."""
     if not out.ndim or out.shape[-1] <= 1 or not out.is_floating_point():
         return
     labels = state.book.fresh(out.shape[-1]).reshape((1,) * (out.ndim - 1) + (-1,))
@@ -97,15 +98,4 @@ def pack(state: Propagation, call: Call) -> list[Sequence[Plane]]:
             state.freeze([plane], "data_dependent", call.name)
             continue
         result.append(Plane(plane.labels.reshape(plane.labels.shape[1:]), plane.zero))
-    return [result, ()]
-
-
-def unpack(state: Propagation, call: Call) -> list[Sequence[Plane]]:
-    """``pad_packed_sequence``: the inverse, with padding."""
-    result = []
-    for plane in state.planes(call.args[0]):
-        if 0 in plane.dims:
-            state.freeze([plane], "data_dependent", call.name)
-            continue
-        result.append(Plane(plane.labels[None]))
     return [result, ()]
