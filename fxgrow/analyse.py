@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch.nn.utils.rnn import pad_packed_sequence, pad_sequence
 
 from . import rules
 from .errors import DataError, TraceError
 from .plain import eagerly, modes_kept
+from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, LabelMode, Propagation, Value
 from .rules.recurrent import couple, is_recurrent
 from .trace import Inputs, Traced, no_fast_path
-from .tracer import FAILURES, is_user_function
+from .tracer import FAILURES, KEPT_WHOLE, is_user_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,7 +106,7 @@ class Analysis:
 
 
 # Functions that make blank tensors, of sizes that are patched or follow their inputs.
-_BLANK = {torch.zeros, "new_zeros", pad_packed_sequence, pad_sequence}
+_BLANK = {*KEPT_WHOLE, "new_zeros"}
 
 
 class LabelExecutor(Executor):
@@ -132,17 +132,29 @@ class LabelExecutor(Executor):
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
         module, prefix = self.modules[str(node.target)], f"{node.target}."
-        value = super().call_module(node)
+        args, kwargs = self.load((node.args, node.kwargs))
+        if is_recurrent(module):  # only its own weights are weights to it
+            kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
+            args = (args[0], *fx.node.map_aggregate(args[1:], self._as_activation))
+        value = module(*args, **kwargs)
         self._note_leaf(module, prefix)
         if hides_sizes(module):
             axes = self.state.axes.items()
             own = [labels for (name, _), labels in axes if name.startswith(prefix)]
             tensors: list[torch.Tensor] = []
-            _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
+            _walk((args, kwargs, value), tensors)
             own += [p.labels for t in tensors for p in self.state.planes(t)]
             where = self.state.where(type(module).__name__)
             for labels in own:
                 self.state.book.freeze(labels, "opaque", where)
+        return value
+
+    def _as_activation(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        planes = tuple(Plane(p.labels) for p in self.state.planes(value))
+        value = value.detach()
+        value.__dict__[LABELS_KEY] = Value(planes, live=True)
         return value
 
     def _note_leaf(self, module: nn.Module, prefix: str) -> None:

@@ -12,11 +12,12 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .attributes import patch_module, patch_parametrized
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
-from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module, patch_parametrized
+from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, LabelMode, Propagation

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .trace import Inputs
 
-__all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
+__all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
 _OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
@@ -74,7 +74,7 @@ class Flag(int):
 
 
 # Functions whose nodes stand for themselves: their Python code can't take traced values.
-_KEPT_WHOLE = (torch.zeros, pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence)
+KEPT_WHOLE = (torch.zeros, pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence)
 
 
 class _Proxy(fx.Proxy):
@@ -98,7 +98,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, inputs: Inputs) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        super().__init__(none, _KEPT_WHOLE, param_shapes_constant=False)
+        super().__init__(none, KEPT_WHOLE, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         self._autowrap_search = [torch, nn.utils.rnn]
         self.inputs = inputs
@@ -355,7 +355,7 @@ def _attempt(root: nn.Module, inputs: Inputs, *, buffers: bool = False) -> fx.Gr
     with torch.no_grad():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in _KEPT_WHOLE:
+        if node.op == "call_function" and node.target in KEPT_WHOLE:
             # A graph's code would call fx.wrap on what it imports, for good.
             node.meta.pop("is_wrapped", None)
     return graph

@@ -52,10 +52,10 @@ def couple(state: Propagation, module: nn.Module, prefix: str) -> None:
     state_name = "projected" if projected else "hidden"
     for name in module._parameters:
         match = _WEIGHT.fullmatch(name)
-        axes = [state.axes.get((prefix + name, dim)) for dim in (0, 1)]
-        if match is None or axes[0] is None:
+        rows, columns = (state.axes.get((prefix + name, dim)) for dim in (0, 1))
+        if match is None or rows is None:
             continue
-        kind, (rows, columns) = match[1], axes
+        kind = match[1]
         if kind == "hr":
             widths["projected"].append(rows)
         else:
@@ -79,7 +79,7 @@ def fused_cell(gates: int) -> Any:
             state.role(state.planes(bias), "producer")
         met = book.meet([(state.planes(t), t.shape) for t in rows], 2, where)
         before = tensors[2]
-        operands = [(state.planes(before), before.shape)]
+        operands: list[Any] = [(state.planes(before), before.shape)]
         for part in range(gates):
             cut = [Plane(np.split(p.labels, gates, axis=1)[part]) for p in met if 1 in p.dims]
             rest = [p for p in met if 1 not in p.dims]
