@@ -15,12 +15,14 @@ from .errors import (
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .rules.own import Declaration, resizable, rule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
     "DataError",
+    "Declaration",
     "FileError",
     "FxgrowError",
     "Group",
@@ -39,6 +41,8 @@ __all__ = [
     "inspect",
     "load",
     "plan_for",
+    "resizable",
+    "rule",
     "save",
     "vote",
     "widen",

@@ -6,22 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from . import rules
 from .errors import DataError, TraceError
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
-from .propagate import LABELS_KEY, LabelMode, Propagation, Value
+from .propagate import LABELS_KEY, Call, LabelMode, Propagation, Value
+from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from torch import nn
 
 
 class Executor:
@@ -112,9 +110,10 @@ _BLANK = {*KEPT_WHOLE, "new_zeros"}
 class LabelExecutor(Executor):
     """Executor that tells the propagation where it is and keeps the planes."""
 
-    def __init__(self, root: nn.Module, inputs: Inputs, state: Propagation) -> None:
+    def __init__(self, root: nn.Module, inputs: Inputs, state: Propagation, rules: Rules) -> None:
         super().__init__(root, inputs)
         self.state = state
+        self.rules = rules
         self.planes: dict[fx.Node, Any] = {}
 
     def compute(self, node: fx.Node) -> Any:
@@ -136,9 +135,9 @@ class LabelExecutor(Executor):
         if is_recurrent(module):  # only its own weights are weights to it
             kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
             args = (args[0], *fx.node.map_aggregate(args[1:], self._as_activation))
-        value = module(*args, **kwargs)
+        value = self._run(module, args, kwargs)
         self._note_leaf(module, prefix)
-        if hides_sizes(module):
+        if self.rules.declared(module) is None and hides_sizes(module):
             axes = self.state.axes.items()
             own = [labels for (name, _), labels in axes if name.startswith(prefix)]
             tensors: list[torch.Tensor] = []
@@ -147,6 +146,22 @@ class LabelExecutor(Executor):
             where = self.state.where(type(module).__name__)
             for labels in own:
                 self.state.book.freeze(labels, "opaque", where)
+        return value
+
+    def _run(self, called: Any, args: Any, kwargs: Any) -> Any:
+        """Call a leaf; where the caller has a rule for it, nothing inside is labelled."""
+        declared = self.rules.declared(called)
+        if declared is None or declared.rule is None:
+            return called(*args, **kwargs)
+        self.state.paused = True
+        try:
+            value = called(*args, **kwargs)
+        finally:
+            self.state.paused = False
+        owner = called if isinstance(called, nn.Module) else None
+        call = Call(name_of(declared.target), args, kwargs, value, owner)
+        planes = self.rules.apply(declared, self.state, call)
+        self.state.assign(value, planes, weight=False, live=True)
         return value
 
     def _as_activation(self, value: Any) -> Any:
@@ -172,8 +187,9 @@ class LabelExecutor(Executor):
     def call_function(self, node: fx.Node) -> Any:
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
-        value = super().call_function(node)
-        if is_user_function(node.target):
+        target: Any = node.target
+        value = self._run(target, *self.load((node.args, node.kwargs)))
+        if is_user_function(target) and self.rules.declared(target) is None:
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
         return value
@@ -299,7 +315,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
     """Run one graph in one mode; return the planes of its nodes."""
     root = traced.root
     versions = [(p, p._version) for p in root.parameters()]
-    executor = LabelExecutor(root, traced.inputs, state)
+    executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     try:
         with (
             modes_kept(root, training=mode == "train"),
@@ -307,7 +323,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             eagerly(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            LabelMode(state, rules),
+            LabelMode(state, traced.rules),
         ):
             executor.run(graph.nodes)
     finally:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .ballot import Candidates
     from .data import LossFn, Progress
     from .ir import Growth, Plan, Unit, Votes
+    from .rules.own import Declaration
 
 __all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
 
@@ -45,6 +46,7 @@ def widen(
     seed: int = 0,
     emit: str = "graph",
     verify: bool = True,
+    rules: Iterable[Declaration] = (),
 ) -> Growth:
     """Insert units by hand; the function is kept and no data are needed.
 
@@ -64,6 +66,8 @@ def widen(
     verify : bool
         Compare outputs of old and new module on the example inputs. The exact partition
         check is made in any case.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -85,7 +89,7 @@ def widen(
     >>> growth.module.get_submodule("0")
     Linear(in_features=4, out_features=11, bias=True)
     """
-    inspection = inspect(model, example_inputs)
+    inspection = inspect(model, example_inputs, rules=rules)
     return grow(
         model, inspection, as_plan(additions, inspection), seed=seed, emit=emit, verify=verify
     )
@@ -104,6 +108,7 @@ def vote(
     seed: int = 0,
     example_inputs: Any = None,
     progress: Progress | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> Votes:
     """Let gradients of candidate neurons vote which groups get the budget.
 
@@ -127,6 +132,8 @@ def vote(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -143,7 +150,11 @@ def vote(
     check_budget(budget, unit)
     check_data(data)
     inspection = inspect(
-        model, example_of(model, data, example_inputs), include=include, exclude=exclude
+        model,
+        example_of(model, data, example_inputs),
+        include=include,
+        exclude=exclude,
+        rules=rules,
     )
     return votes_on(model, inspection, data, loss, budget, unit, candidates, seed, progress)
 
@@ -163,6 +174,7 @@ def plan_for(
     seed: int = 0,
     example_inputs: Any = None,
     progress: Progress | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> tuple[Inspection, Votes, Plan]:
     """Decide where a budget goes, without growing anything.
 
@@ -189,6 +201,8 @@ def plan_for(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -210,7 +224,7 @@ def plan_for(
     if data is not None:
         check_data(data)
     example = example_of(model, data, example_inputs)
-    inspection = inspect(model, example, include=include, exclude=exclude)
+    inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
     check_growable(inspection)
     cast: Votes | None = None
     if distributor == "svod":
@@ -251,6 +265,7 @@ def expand(
     emit: str = "graph",
     example_inputs: Any = None,
     progress: Progress | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> Growth:
     """Widen a trained model where gradients ask for it (SVoD), and settle new units in (SWE).
 
@@ -285,6 +300,8 @@ def expand(
         Taken from the first batch by default.
     progress : callable, optional
         Told ``(stage, done, total)``.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -321,6 +338,7 @@ def expand(
         seed=seed,
         example_inputs=example_inputs,
         progress=progress,
+        rules=rules,
     )
     growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
     options = ExtendOptions(coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed)

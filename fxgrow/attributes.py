@@ -6,6 +6,7 @@ A table says what each attribute is, from the (new) tensors of its module; layer
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.nn.utils.rnn import PackedSequence
 
-from .errors import UnsupportedError
+from .errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 
 def _groups_of(module: Any, x: torch.Tensor) -> int:
@@ -108,3 +109,47 @@ def patch_parametrized(module: Any, name: str) -> list[str]:
         channels = weight.shape[1] * (own["groups"] * channels // own["out_channels"])
         channels = weight.shape[1] if own["groups"] == 1 else channels
     return patch_module(module, name, weight.new_empty((0, channels)))
+
+
+def patch_declared(
+    module: nn.Module, name: str, sizes: Mapping[str, Callable[[Any], Any]]
+) -> list[str]:
+    """Set the attributes that the caller declared as sizes; return the edits.
+
+    Raises
+    ------
+    InputError
+        When the module has no such attribute, or a size can't be computed.
+    """
+    edits = []
+    for attribute, size in sizes.items():
+        try:
+            old, new = getattr(module, attribute), size(module)
+        except (AttributeError, TypeError, IndexError, KeyError, ValueError) as error:
+            raise InputError(
+                f"the size {attribute!r} declared for {type(module).__name__} ({name}) can't be "
+                f"computed: {error}; it is a function of the widened module"
+            ) from error
+        if new != old:
+            setattr(module, attribute, new)
+            edits.append(f"{name}.{attribute}: {old} → {new}")
+    return edits
+
+
+@contextmanager
+def patching_inside(module: nn.Module, name: str, edits: list[str]) -> Iterator[None]:
+    """Patch the layers inside ``module`` as they are called, in a run at the new width."""
+
+    def patch(path: str) -> Callable[[nn.Module, Any], None]:
+        return lambda layer, args: edits.extend(patch_module(layer, path, args[0] if args else 0))
+
+    handles = [
+        layer.register_forward_pre_hook(patch(f"{name}.{path}"))
+        for path, layer in module.named_modules()
+        if path
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

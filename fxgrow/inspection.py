@@ -20,10 +20,11 @@ from .plain import collector_paused, plain
 from .trace import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from .plan import CostModel
+    from .rules.own import Declaration
     from .shuffle import Shuffle
 
 __all__ = ["Inspection", "coupling_graph", "inspect_model"]
@@ -127,6 +128,7 @@ def inspect_model(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     strict: bool = False,
+    rules: Iterable[Declaration] = (),
 ) -> Inspection:
     """Find the groups of a model: which units must grow together, and which can't grow.
 
@@ -143,6 +145,9 @@ def inspect_model(
         Shell patterns over group and layer names; groups left out count as frozen.
     strict : bool
         Raise when an operation has no rule, instead of freezing what it touches.
+    rules : sequence of Declaration
+        What :func:`fxgrow.rule` and :func:`fxgrow.resizable` return: labels of custom
+        operations, opaque modules and functions.
 
     Returns
     -------
@@ -151,7 +156,7 @@ def inspect_model(
     Raises
     ------
     InputError
-        When a pattern matches nothing.
+        When a pattern matches nothing, or a rule is none, stands twice or fails.
     TraceError
         When no graph of the model can be had.
     DataError
@@ -167,14 +172,15 @@ def inspect_model(
     [('0', 8)]
     """
     model = plain(model)
-    analysis = analyse(trace(model, example_inputs))
+    analysis = analyse(trace(model, example_inputs, rules))
     unsupported = _unsupported(analysis)
     if strict and unsupported:
         listing = "; ".join(
             f"{u.op} ×{u.count} (first at {u.source or u.node})" for u in unsupported
         )
         raise UnsupportedError(
-            f"operations without a rule: {listing}; drop strict=True to freeze what they touch"
+            f"operations without a rule: {listing}; pass rules for them (fxgrow.rule), or "
+            "drop strict=True to freeze what they touch"
         )
     grouping = group_units(analysis)
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)

@@ -40,12 +40,13 @@ _CONSTANT = Value()
 
 
 class Call(NamedTuple):
-    """One ATen call as a rule sees it."""
+    """One call as a rule sees it: of ATen, a custom operation, a module or a function."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     out: Any
+    owner: torch.nn.Module | None = None  # of a module's own rule
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or by name."""
@@ -74,6 +75,7 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
+    paused: bool = False  # whether what runs is left to a rule of the caller
     resized: bool = False  # whether sizes of blanks made here follow the width
 
     def where(self, op: str) -> Where:
@@ -192,15 +194,20 @@ class LabelMode(TorchDispatchMode):
 
     def __init__(self, propagation: Propagation, rules: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        from . import rules as table
+
         self.state = propagation
-        self.rules = rules
+        self.lookup = rules.lookup
+        self.rules = table
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func.overloadpacket
-        rule: Callable[..., Any] | None = self.rules.lookup(func)
+        state, packet = self.state, func.overloadpacket
+        if state.paused or (state.resized and packet in self.rules.BLANKS):
+            out = func(*args, **kwargs)
+            return out if state.paused else self.rules.blank(state, out)
+        rule: Callable[..., Any] | None = self.lookup(func)
         shortcut = self.rules.SHORTCUTS.get(packet)
-        state = self.state
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
@@ -218,9 +225,6 @@ class LabelMode(TorchDispatchMode):
                 if out is not NotImplemented:
                     return out
             out = func(*args, **kwargs)
-        if state.resized and packet in self.rules.BLANKS:
-            self.rules.blank(state, out)
-            return out
         weight = not live and (given or any(v is not None and v.weight for v in known))
         if not labelled:
             if live and isinstance(out, (torch.Tensor, tuple, list)):

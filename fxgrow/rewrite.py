@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
-from .attributes import patch_module, patch_parametrized
+from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
@@ -145,7 +144,7 @@ class _Widener(LabelExecutor):
     def __init__(
         self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation
     ) -> None:
-        super().__init__(widened.root, analysis.traced.inputs, state)
+        super().__init__(widened.root, analysis.traced.inputs, state, analysis.traced.rules)
         self.widened = widened
         self.sizes = sizes
         self.before = analysis.traced.root
@@ -168,6 +167,14 @@ class _Widener(LabelExecutor):
             self._compare(node, self.known.get(node), value)
         return value
 
+    def call_module(self, node: fx.Node) -> Any:
+        """Run a leaf module; layers inside one that is kept whole are patched on the way."""
+        name = str(node.target)
+        if self.rules.declared(self.modules[name]) is None:
+            return super().call_module(node)
+        with patching_inside(self.modules[name], name, self.widened.edits):
+            return super().call_module(node)
+
     def _touched(self, node: fx.Node) -> bool:
         """Whether the value of a node grows."""
         known = self._grows.get(node)
@@ -189,7 +196,13 @@ class _Widener(LabelExecutor):
             name = str(node.target)
             x = self.load(node.args[0]) if node.args else None
             self._resize_computed(name)
-            self.widened.edits.extend(patch_module(self.modules[name], name, x))
+            module = self.modules[name]
+            declared = self.rules.declared(module)
+            self.widened.edits.extend(
+                patch_module(module, name, x)
+                if declared is None
+                else patch_declared(module, name, declared.sizes)
+            )
             return
         patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
         if patch is None:
@@ -271,7 +284,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 eagerly(),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[]),
-                LabelMode(state, rules),
+                LabelMode(state, analysis.traced.rules),
             ):
                 run.run(list(graph.nodes))
         for name, module in modules.items():

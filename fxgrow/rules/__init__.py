@@ -1,8 +1,8 @@
 """The rule table: ATen operation → rule.
 
-Looked up by overload packet (``relu_`` resolves to ``relu``): exact entry, then
-the pointwise tag, then ``decompose()``, then :func:`unknown`. An unknown operation is
-never guessed: what it touches is frozen.
+Looked up by overload packet (``relu_`` resolves to ``relu``): the caller's rules
+(:mod:`fxgrow.rules.own`), exact entry, the pointwise tag, then ``decompose()``, then
+:func:`unknown`. An unknown operation is never guessed: what it touches is frozen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from ..planes import Plane
 from . import contract, recurrent, reduce, shape
+from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
 
@@ -192,7 +193,7 @@ def lookup(func: Any) -> Rule | None:
     """Return the rule of an ATen overload, or ``None``."""
     namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
     if namespace != "aten":
-        return None
+        return pointwise if torch.Tag.pointwise in func.tags else None
     rule = TABLE.get(name) or TABLE.get(name.rstrip("_"))
     if rule is None and any(torch.Tag.pointwise in f.tags for f in (func, *_functional(name))):
         return pointwise
@@ -205,4 +206,20 @@ def _functional(name: str) -> list[Any]:
     return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
 
 
-__all__ = ["BLANKS", "SHORTCUTS", "TABLE", "Plane", "blank", "lookup", "unknown"]
+__all__ = [
+    "BLANKS",
+    "SHORTCUTS",
+    "TABLE",
+    "Plane",
+    "Rules",
+    "blank",
+    "contract",
+    "lookup",
+    "pointwise",
+    "reduce",
+    "resizable",
+    "rule",
+    "shape",
+    "unknown",
+    "unlabelled",
+]

@@ -33,12 +33,12 @@ def is_recurrent(module: nn.Module) -> bool:
     return "hidden_size" in module.__dict__
 
 
-def blank(state: Propagation, out: torch.Tensor) -> None:
+def blank(state: Propagation, out: torch.Tensor) -> torch.Tensor:
     """Label an initial state, or padding, along its last dimension: it is what it meets."""
-    if not out.ndim or out.shape[-1] <= 1 or not out.is_floating_point():
-        return
-    labels = state.book.fresh(out.shape[-1]).reshape((1,) * (out.ndim - 1) + (-1,))
-    state.assign(out, (Plane(labels),), weight=False, live=False)
+    if out.ndim and out.shape[-1] > 1 and out.is_floating_point():
+        labels = state.book.fresh(out.shape[-1]).reshape((1,) * (out.ndim - 1) + (-1,))
+        state.assign(out, (Plane(labels),), weight=False, live=False)
+    return out
 
 
 def couple(state: Propagation, module: nn.Module, prefix: str) -> None:
