@@ -15,12 +15,15 @@ from .errors import (
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .planes import Plane
+from .propagate import Call, Propagation
 from .rules.own import Declaration, resizable, rule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "Call",
     "DataError",
     "Declaration",
     "FileError",
@@ -32,6 +35,8 @@ __all__ = [
     "Inspection",
     "NothingToGrow",
     "Plan",
+    "Plane",
+    "Propagation",
     "TraceError",
     "UnsupportedError",
     "Verification",

@@ -116,6 +116,21 @@ class LabelExecutor(Executor):
         self.rules = rules
         self.planes: dict[fx.Node, Any] = {}
 
+    def run(self, nodes: Iterable[fx.Node]) -> None:
+        """Compute ``nodes``; with true values where Python code may look at them."""
+        nodes = list(nodes)
+        self.state.computed = any(self._may_look(node) for node in nodes)
+        super().run(nodes)
+
+    def _may_look(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            own = not type(module).__module__.startswith("torch.")
+            return own or self.rules.declared(module) is not None
+        return node.op == "call_function" and (
+            is_user_function(node.target) or self.rules.declared(node.target) is not None
+        )
+
     def compute(self, node: fx.Node) -> Any:
         """Compute one node and write its planes down."""
         self.state.site = node

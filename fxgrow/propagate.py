@@ -2,7 +2,8 @@
 
 Every ATen call is labelled by one rule of the table in :mod:`fxgrow.rules`. Heavy
 operations (convolutions, matrix products) are not computed: labels depend on shapes,
-not on values, so an uninitialised result of the right shape serves.
+not on values, so an uninitialised result of the right shape serves, unless Python code that is
+not traced may look at values.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
+    computed: bool = False  # whether heavy operations are computed, for code that looks at values
     paused: bool = False  # whether what runs is left to a rule of the caller
     resized: bool = False  # whether sizes of blanks made here follow the width
 
@@ -132,7 +134,8 @@ class Propagation:
         if isinstance(out, torch.Tensor):
             out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
             return
-        for tensor, own in zip(out, planes, strict=False):
+        several = out if isinstance(out, (tuple, list)) else ()  # else a number
+        for tensor, own in zip(several, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
                 tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
 
@@ -207,7 +210,7 @@ class LabelMode(TorchDispatchMode):
             out = func(*args, **kwargs)
             return out if state.paused else self.rules.blank(state, out)
         rule: Callable[..., Any] | None = self.lookup(func)
-        shortcut = self.rules.SHORTCUTS.get(packet)
+        shortcut = None if state.computed else self.rules.SHORTCUTS.get(packet)
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
@@ -227,7 +230,7 @@ class LabelMode(TorchDispatchMode):
             out = func(*args, **kwargs)
         weight = not live and (given or any(v is not None and v.weight for v in known))
         if not labelled:
-            if live and isinstance(out, (torch.Tensor, tuple, list)):
+            if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
         call = Call(packet._qualified_op_name.removeprefix("aten::"), args, kwargs, out)
