@@ -14,7 +14,7 @@ from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Propagation, Value
 from .rules.own import Rules, name_of
-from .rules.recurrent import couple, is_recurrent
+from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
 
@@ -149,8 +149,10 @@ class LabelExecutor(Executor):
         args, kwargs = self.load((node.args, node.kwargs))
         if is_recurrent(module):  # only its own weights are weights to it
             kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
-            args = (args[0], *fx.node.map_aggregate(args[1:], self._as_activation))
-        value = self._run(module, args, kwargs)
+            args = (*args[:1], *fx.node.map_aggregate(args[1:], self._as_activation))
+            value = unroll(self.state, module, args, kwargs)
+        else:
+            value = self._run(module, args, kwargs)
         self._note_leaf(module, prefix)
         if self.rules.declared(module) is None and hides_sizes(module):
             axes = self.state.axes.items()

@@ -434,6 +434,34 @@ def test_couplings_name_real_axes_only():
     ]
 
 
+def test_long_sequences_are_not_walked():
+    """Two steps show it all, and cost as much each as every other."""
+    model = ready(Tagger(LSTM, num_layers=2, bidirectional=True))
+    short, long = (fxgrow.inspect(model, data(length)) for length in (2, 400))
+    assert long.flops == 200 * short.flops
+    for a, b in zip(short.groups, long.groups, strict=True):
+        assert (a.name, a.layers, 200 * a.flops_per_unit) == (b.name, b.layers, b.flops_per_unit)
+    calls = len(long.analysis.state.book.couplings)
+    assert calls == len(short.analysis.state.book.couplings)
+
+
+class Placed(nn.Module):
+    """Every step has a label of its own: a table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.place = nn.Linear(4, 6), nn.Parameter(torch.randn(5, 1, 6))
+        self.rnn, self.fc = nn.GRU(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.fc(self.rnn(self.embed(x) + self.place)[0])
+
+
+def test_steps_with_labels_are_walked():
+    growth = check(ready(Placed()), data(5), names=("embed", "rnn"))
+    assert growth.module.place.shape == (5, 1, 8)
+
+
 @st.composite
 def networks(draw):
     kind = draw(st.sampled_from([LSTM, GRU, RNN]))

@@ -7,6 +7,7 @@ their own. What these can't see, because it lies in the layer's sizes, is said h
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +30,31 @@ BLANKS = frozenset({_ATEN.zeros, _ATEN.new_zeros, _ATEN.new_full, _ATEN.full})
 
 
 def is_recurrent(module: nn.Module) -> bool:
-    """Whether one attribute is the width of all of a layer's hidden states."""
-    return "hidden_size" in module.__dict__
+    """Whether one attribute is the width of all hidden states, of a layer of ``torch.nn``."""
+    return "hidden_size" in module.__dict__ and type(module).__module__.startswith("torch.nn")
+
+
+def unroll(state: Propagation, module: Any, args: Any, kwargs: Any) -> Any:
+    """Call a recurrent layer; its first two steps show what becomes of all labels."""
+    x: Any = args[0] if args else None
+    first = getattr(module, "batch_first", None)
+    time = 1 if first else 0
+    whole = first is None or state.computed or not isinstance(x, torch.Tensor) or x.ndim != 3
+    if whole or x.shape[time] < 3 or any(time in p.dims for p in state.planes(x)):
+        return module(*args, **kwargs)
+    flops = Counter(state.tensor_flops)
+    out, last = module(x.narrow(time, 0, 2), *args[1:], **kwargs)
+    planes = state.planes(out)
+    if any(time in p.dims for p in planes):
+        state.tensor_flops = flops
+        return module(*args, **kwargs)
+    for name, count in state.tensor_flops.items():
+        state.tensor_flops[name] += (count - flops[name]) * (x.shape[time] - 2) // 2
+    shape = list(out.shape)
+    shape[time] = x.shape[time]
+    out = out.new_empty(shape)
+    state.assign(out, planes, weight=False, live=True)
+    return out, last
 
 
 def blank(state: Propagation, out: torch.Tensor) -> torch.Tensor:
