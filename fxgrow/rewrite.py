@@ -88,6 +88,9 @@ def rewrite(
             "or exclude its groups"
         )
     _patch_and_check(analysis, layout, widened, sizes)
+    for layer in widened.root.modules():
+        if isinstance(layer, nn.RNNBase):  # one block of memory, as cuDNN wants it
+            layer.flatten_parameters()
     if emit == "graph":
         module: nn.Module = GrownModule(
             widened.root, widened.graphs["eval"], widened.graphs["train"], type(model).__name__
@@ -194,7 +197,7 @@ class _Widener(LabelExecutor):
     def _patch(self, node: fx.Node) -> None:
         if node.op == "call_module":
             name = str(node.target)
-            x = self.load(node.args[0]) if node.args else None
+            x = self.load(node.args[0] if node.args else node.kwargs.get("input"))
             self._resize_computed(name)
             module = self.modules[name]
             declared = self.rules.declared(module)

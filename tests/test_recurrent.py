@@ -434,6 +434,26 @@ def test_couplings_name_real_axes_only():
     ]
 
 
+class Named(nn.Module):
+    """Arguments by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.start = nn.Linear(4, 6), nn.Linear(4, 5)
+        self.rnn, self.fc = nn.GRU(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.embed(input=x)
+        return self.fc(self.rnn(hx=self.start(x[:1, :, :4]), input=x)[0])
+
+
+def test_arguments_by_name():
+    model = ready(Named())
+    growth = fxgrow.widen(model, data(), {"start": 2})
+    assert (growth.module.start.out_features, growth.module.rnn.hidden_size) == (7, 7)
+    assert max(errors(model, growth.module, data(4))) <= 1e-10
+
+
 def test_long_sequences_are_not_walked():
     """Two steps show it all, and cost as much each as every other."""
     model = ready(Tagger(LSTM, num_layers=2, bidirectional=True))
