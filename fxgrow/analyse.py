@@ -127,9 +127,7 @@ class LabelExecutor(Executor):
             module = self.modules[str(node.target)]
             own = not type(module).__module__.startswith("torch.")
             return own or self.rules.declared(module) is not None
-        return node.op == "call_function" and (
-            is_user_function(node.target) or self.rules.declared(node.target) is not None
-        )
+        return node.op == "call_function" and self.rules.declared(node.target) is not None
 
     def compute(self, node: fx.Node) -> Any:
         """Compute one node and write its planes down."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -305,6 +307,20 @@ def test_modules_with_sizes_of_their_own():
     assert (inner.width, inner.mix.in_features, inner.mix.out_features) == (7, 7, 7)
     assert type(inner) is Branching
     assert not inner.mix._forward_pre_hooks
+
+
+def test_running_statistics_are_not_those_of_the_analysis():
+    """Values are computed around code that looks at them, statistics must stay."""
+    model = ready(Net(Branching()))
+    model.first = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5)).double()
+    model.first[1].running_mean += 3
+    before = copy.deepcopy(model.state_dict())
+    growth = fxgrow.widen(model, example(), 2, rules=[SIZED])
+    assert max(errors(model, growth.module, example())) <= 1e-10
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(
+        growth.module.state_dict()["first.1.running_mean"][:5], before["first.1.running_mean"]
+    )
 
 
 def test_subclasses_are_meant_too():
