@@ -19,6 +19,9 @@ from .history import History
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .planes import Plane
+from .propagate import Call, Propagation
+from .rules.own import Declaration, resizable, rule
 from .schedules import Moment, at, every, plateau
 from .wrapping import rewrap, unwrap
 
@@ -26,7 +29,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "Call",
     "DataError",
+    "Declaration",
     "FileError",
     "FxgrowError",
     "Group",
@@ -39,6 +44,8 @@ __all__ = [
     "Moment",
     "NothingToGrow",
     "Plan",
+    "Plane",
+    "Propagation",
     "RankError",
     "TraceError",
     "UnsupportedError",
@@ -53,7 +60,9 @@ __all__ = [
     "load",
     "plan_for",
     "plateau",
+    "resizable",
     "rewrap",
+    "rule",
     "save",
     "unwrap",
     "vote",

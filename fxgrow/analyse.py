@@ -6,19 +6,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from . import rules
 from .errors import DataError, TraceError
 from .plain import eagerly, modes_kept
-from .propagate import LABELS_KEY, LabelMode, Propagation, Value
+from .planes import Plane
+from .preserve import weight_of
+from .propagate import LABELS_KEY, Call, LabelMode, Propagation, Value
+from .rules.own import Rules, name_of
+from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
-from .tracer import FAILURES, is_user_function
+from .tracer import FAILURES, KEPT_WHOLE, is_user_function
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from torch import nn
 
 
 class Executor:
@@ -102,44 +103,108 @@ class Analysis:
     planes: dict[fx.Node, Any]
 
 
+# Functions that make blank tensors, of sizes that are patched or follow their inputs.
+_BLANK = {*KEPT_WHOLE, "new_zeros"}
+
+
 class LabelExecutor(Executor):
     """Executor that tells the propagation where it is and keeps the planes."""
 
-    def __init__(self, root: nn.Module, inputs: Inputs, state: Propagation) -> None:
+    def __init__(self, root: nn.Module, inputs: Inputs, state: Propagation, rules: Rules) -> None:
         super().__init__(root, inputs)
         self.state = state
+        self.rules = rules
         self.planes: dict[fx.Node, Any] = {}
+
+    def run(self, nodes: Iterable[fx.Node]) -> None:
+        """Compute ``nodes``; with true values where Python code may look at them."""
+        nodes = list(nodes)
+        self.state.computed = any(self._may_look(node) for node in nodes)
+        super().run(nodes)
+
+    def _may_look(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            module = self.modules[str(node.target)]
+            own = not type(module).__module__.startswith("torch.")
+            return own or self.rules.declared(module) is not None
+        return node.op == "call_function" and self.rules.declared(node.target) is not None
 
     def compute(self, node: fx.Node) -> Any:
         """Compute one node and write its planes down."""
         self.state.site = node
+        module = self.modules.get(str(node.target)) if node.op == "call_module" else None
+        self.state.resized = node.target in _BLANK or (module is not None and is_recurrent(module))
         try:
             value = super().compute(node)
         except FAILURES as error:
             raise DataError(_failure(node, error)) from error
-        self.planes[node] = fx.node.map_aggregate(value, self._note)
+        self.planes[node] = self._noted(value)
         return value
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
-        value = super().call_module(node)
-        if hides_sizes(self.modules[str(node.target)]):
-            prefix = f"{node.target}."
+        module, prefix = self.modules[str(node.target)], f"{node.target}."
+        args, kwargs = self.load((node.args, node.kwargs))
+        if is_recurrent(module):  # only its own weights are weights to it
+            kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
+            args = (*args[:1], *fx.node.map_aggregate(args[1:], self._as_activation))
+            value = unroll(self.state, module, args, kwargs)
+        else:
+            value = self._run(module, args, kwargs)
+        self._note_leaf(module, prefix)
+        if self.rules.declared(module) is None and hides_sizes(module):
             axes = self.state.axes.items()
             own = [labels for (name, _), labels in axes if name.startswith(prefix)]
             tensors: list[torch.Tensor] = []
-            _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
+            _walk((args, kwargs, value), tensors)
             own += [p.labels for t in tensors for p in self.state.planes(t)]
-            where = self.state.where(type(self.modules[str(node.target)]).__name__)
+            where = self.state.where(type(module).__name__)
             for labels in own:
                 self.state.book.freeze(labels, "opaque", where)
         return value
 
+    def _run(self, called: Any, args: Any, kwargs: Any) -> Any:
+        """Call a leaf; where the caller has a rule for it, nothing inside is labelled."""
+        declared = self.rules.declared(called)
+        if declared is None or declared.rule is None:
+            return called(*args, **kwargs)
+        self.state.paused = True
+        try:
+            value = called(*args, **kwargs)
+        finally:
+            self.state.paused = False
+        owner = called if isinstance(called, nn.Module) else None
+        call = Call(name_of(declared.target), args, kwargs, value, owner)
+        planes = self.rules.apply(declared, self.state, call)
+        self.state.assign(value, planes, weight=False, live=True)
+        return value
+
+    def _as_activation(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        planes = tuple(Plane(p.labels) for p in self.state.planes(value))
+        value = value.detach()
+        value.__dict__[LABELS_KEY] = Value(planes, live=True)
+        return value
+
+    def _note_leaf(self, module: nn.Module, prefix: str) -> None:
+        """Add what a leaf's own names say: which weight a bias belongs to, one hidden width."""
+        roles = self.state.roles
+        for name in module._parameters:
+            axis = (prefix + name, 0)
+            # Where torch adds a bias by itself it looks like any addition.
+            known = name.startswith("bias") and axis in self.state.axes
+            if known and "producer" in roles.get((weight_of(axis[0]), 0), ()):
+                roles.setdefault(axis, set()).add("producer")
+        if is_recurrent(module):
+            couple(self.state, module, prefix)
+
     def call_function(self, node: fx.Node) -> Any:
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
-        value = super().call_function(node)
-        if is_user_function(node.target):
+        target: Any = node.target
+        value = self._run(target, *self.load((node.args, node.kwargs)))
+        if is_user_function(target) and self.rules.declared(target) is None:
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
         return value
@@ -157,7 +222,12 @@ class LabelExecutor(Executor):
             self.state.freeze(self.state.planes(tensor), "output", "output")
         return value
 
-    def _note(self, value: Any) -> Any:
+    def _noted(self, value: Any) -> Any:
+        """Write planes down in plain containers (packed sequences take nothing but tensors)."""
+        if isinstance(value, dict):
+            return {key: self._noted(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return tuple(self._noted(item) for item in value)
         if not isinstance(value, torch.Tensor):
             return value
         known = value.__dict__.get(LABELS_KEY)
@@ -166,15 +236,13 @@ class LabelExecutor(Executor):
         return Noted(tuple(value.shape), known.planes)
 
 
-_HIDDEN_SIZES = {"input_size", "hidden_size", "in1_features", "in2_features"}
-
-
 def hides_sizes(module: nn.Module) -> bool:
-    """Whether a leaf holds sizes that no table knows: containers, the user's own, LSTMs."""
+    """Whether a leaf holds sizes that no table knows: containers, the user's own."""
     if not type(module).__module__.startswith("torch.nn"):
         return True
-    children = any(True for child in module.children() for _ in child.parameters())
-    return children or bool(_HIDDEN_SIZES & module.__dict__.keys())
+    if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
+        return True  # computed weights, of which recurrent layers keep lists
+    return any(True for child in module.children() for _ in child.parameters())
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,7 +330,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
     """Run one graph in one mode; return the planes of its nodes."""
     root = traced.root
     versions = [(p, p._version) for p in root.parameters()]
-    executor = LabelExecutor(root, traced.inputs, state)
+    executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     try:
         with (
             modes_kept(root, training=mode == "train"),
@@ -270,7 +338,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             eagerly(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            LabelMode(state, rules),
+            LabelMode(state, traced.rules),
         ):
             executor.run(graph.nodes)
     finally:

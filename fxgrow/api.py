@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .data import LossFn, Progress
     from .distributed import Team
     from .ir import Growth, Plan, Unit, Votes
+    from .rules.own import Declaration
 
 __all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
 
@@ -49,6 +50,7 @@ def widen(
     emit: str = "graph",
     verify: bool = True,
     process_group: ProcessGroup | Team | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> Growth:
     """Insert units by hand; the function is kept and no data are needed.
 
@@ -70,6 +72,8 @@ def widen(
         check is made in any case.
     process_group : torch.distributed.ProcessGroup, optional
         See :func:`expand`.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def widen(
     """
     with together(model, process_group) as (team, model):
         example = shared_example(team, model, None, example_inputs)
-        inspection = inspect(model, example)
+        inspection = inspect(model, example, rules=rules)
         plan = team.share(as_plan(additions, inspection), "the plan")
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=verify)
         team.settle(growth.module, plan=plan)
@@ -114,6 +118,7 @@ def vote(
     example_inputs: Any = None,
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> Votes:
     """Let gradients of candidate neurons vote which groups get the budget.
 
@@ -139,6 +144,8 @@ def vote(
         Told ``(stage, done, total)``.
     process_group : torch.distributed.ProcessGroup, optional
         See :func:`expand`.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -157,7 +164,7 @@ def vote(
         check_data(data)
         team.agree({"budget": budget, "unit": unit, "seed": seed}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
-        inspection = inspect(model, example, include=include, exclude=exclude)
+        inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
         votes = votes_on(
             model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean
         )
@@ -180,6 +187,7 @@ def plan_for(
     example_inputs: Any = None,
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> tuple[Inspection, Votes, Plan]:
     """Decide where a budget goes, without growing anything.
 
@@ -208,6 +216,8 @@ def plan_for(
         Told ``(stage, done, total)``.
     process_group : torch.distributed.ProcessGroup, optional
         See :func:`expand`.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -232,7 +242,7 @@ def plan_for(
         arguments = {"budget": budget, "unit": unit, "distributor": distributor, "seed": seed}
         team.agree({**arguments, "candidates": candidates}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
-        inspection = inspect(model, example, include=include, exclude=exclude)
+        inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
         check_growable(inspection)
         cast: Votes | None = None
         if distributor == "svod":
@@ -275,6 +285,7 @@ def expand(
     example_inputs: Any = None,
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
+    rules: Iterable[Declaration] = (),
 ) -> Growth:
     """Widen a trained model where gradients ask for it (SVoD), and settle new units in (SWE).
 
@@ -313,6 +324,8 @@ def expand(
         Its ranks grow the model together, each on its own share of the data; all call this.
         A model in DDP or FSDP2 brings its own. The module returned is plain; see
         :func:`fxgrow.rewrap`.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`inspect`.
 
     Returns
     -------
@@ -358,6 +371,7 @@ def expand(
             example_inputs=example_inputs,
             progress=progress,
             process_group=team,
+            rules=rules,
         )
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training

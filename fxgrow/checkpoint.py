@@ -189,7 +189,7 @@ def regrow(
     module: torch.nn.Module,
     steps: Iterable[Mapping[str, Any]],
     inputs: Any,
-    emit: str,
+    options: Mapping[str, Any],
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Growth]:
     """Repeat growths on the module that they started from, for their shapes only.
@@ -202,7 +202,8 @@ def regrow(
         :func:`fxgrow.io.growth_step` of each growth, oldest first.
     inputs : tensor, tuple or dict
         Example inputs, where the module lives.
-    emit : {"graph", "module"}
+    options : dict
+        ``emit`` and ``rules`` of :func:`fxgrow.widen`.
     weights : dict of str to torch.Tensor, optional
         State dict to compare the outcome with.
 
@@ -218,7 +219,7 @@ def regrow(
     growths: list[Growth] = []
     try:
         for step in steps:
-            growths.append(widen_again(module, inputs, step, emit))
+            growths.append(widen_again(module, inputs, step, options))
             module = growths[-1].module
     except FxgrowError as error:
         raise InputError(f"the checkpoint does not belong to this model: {error}") from error

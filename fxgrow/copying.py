@@ -77,7 +77,8 @@ def computed(model: nn.Module) -> dict[int, Any]:
     return {
         id(value): value.detach().clone()
         for module in model.modules()
-        for value in module.__dict__.values()
+        for entry in module.__dict__.values()
+        for value in (entry if isinstance(entry, list) else (entry,))  # lists of recurrent layers
         if isinstance(value, torch.Tensor) and not value.is_leaf
     }
 

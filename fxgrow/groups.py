@@ -257,7 +257,9 @@ def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:
     # A signature that is partly frozen makes two groups.
     keys = signatures ^ (census.frozen_by[census.roots] + 1).astype(np.uint64)
     keys[census.roots == 0] = 0
-    heads = np.flatnonzero(census.roots == np.arange(len(census.roots)))
+    own = census.roots == np.arange(len(census.roots))
+    own[1:] &= signatures[1:] != 0  # without slices: initial states that nothing reads
+    heads = np.flatnonzero(own)
     _, ids = np.unique(keys[heads], return_inverse=True)
     of_root = np.zeros(len(census.roots), dtype=np.int64)
     of_root[heads] = ids

@@ -63,6 +63,11 @@ class GrowthSettings:
                 "the votes of distributor 'svod' need data; pass data=, or distributor='uniform'"
             )
 
+    @property
+    def again(self) -> dict[str, Any]:
+        """What :func:`fxgrow.widen` needs to repeat a growth."""
+        return {"emit": self.emit, "rules": self.options.get("rules", ())}
+
     def example(self, module: torch.nn.Module, given: Any, team: Team) -> Any:
         """Return example inputs, the same on all ranks; the random states are left alone."""
         with undisturbed(self.generators, self.seed):
@@ -76,7 +81,7 @@ class GrowthSettings:
         NothingToGrow
             When every group is frozen.
         """
-        chosen = {name: self.options.get(name, ()) for name in ("include", "exclude")}
+        chosen = {name: self.options.get(name, ()) for name in ("include", "exclude", "rules")}
         inspection = inspect(module, example, **chosen)
         check_growable(inspection)
         neurons = sum(group.width * group.rows_per_unit for group in inspection.groups)

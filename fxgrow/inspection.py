@@ -21,10 +21,11 @@ from .trace import trace
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from .plan import CostModel
+    from .rules.own import Declaration
     from .shuffle import Shuffle
 
 __all__ = ["Inspection", "coupling_graph", "inspect_model"]
@@ -128,6 +129,7 @@ def inspect_model(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     strict: bool = False,
+    rules: Iterable[Declaration] = (),
 ) -> Inspection:
     """Find the groups of a model: which units must grow together, and which can't grow.
 
@@ -144,6 +146,9 @@ def inspect_model(
         Shell patterns over group and layer names; groups left out count as frozen.
     strict : bool
         Raise when an operation has no rule, instead of freezing what it touches.
+    rules : sequence of Declaration
+        What :func:`fxgrow.rule` and :func:`fxgrow.resizable` return: labels of custom
+        operations, opaque modules and functions.
 
     Returns
     -------
@@ -152,7 +157,7 @@ def inspect_model(
     Raises
     ------
     InputError
-        When a pattern matches nothing.
+        When a pattern matches nothing, or a rule is none, stands twice or fails.
     TraceError
         When no graph of the model can be had.
     DataError
@@ -168,14 +173,15 @@ def inspect_model(
     [('0', 8)]
     """
     model = plain(unwrap(model))
-    analysis = analyse(trace(model, example_inputs))
+    analysis = analyse(trace(model, example_inputs, rules))
     unsupported = _unsupported(analysis)
     if strict and unsupported:
         listing = "; ".join(
             f"{u.op} ×{u.count} (first at {u.source or u.node})" for u in unsupported
         )
         raise UnsupportedError(
-            f"operations without a rule: {listing}; drop strict=True to freeze what they touch"
+            f"operations without a rule: {listing}; pass rules for them (fxgrow.rule), or "
+            "drop strict=True to freeze what they touch"
         )
     grouping = group_units(analysis)
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
@@ -235,8 +241,8 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
     """Frozen graph: nodes are (tensor, dim) axes and layers, edges are couplings."""
     state = inspection.analysis.state
     graph: nx.Graph[Any] = nx.Graph()
-    by_label = sorted((int(labels[0]), axis) for axis, labels in state.axes.items())
-    starts = [start for start, _ in by_label]
+    by_label = sorted((int(own[0]), int(own[-1]), axis) for axis, own in state.axes.items())
+    starts = [start for start, _, _ in by_label]
     for axis in state.axes:
         graph.add_node(axis, kind="axis")
         layer = layer_of(axis[0])
@@ -257,8 +263,11 @@ def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:
     return nx.freeze(graph)
 
 
-def _axes_of(labels: Any, starts: list[int], by_label: list[tuple[int, Any]]) -> set[Any]:
+def _axes_of(labels: Any, starts: list[int], by_label: list[tuple[int, int, Any]]) -> set[Any]:
     import numpy as np
 
-    found = np.unique(np.searchsorted(starts, labels.reshape(-1), side="right") - 1)
-    return {by_label[i][1] for i in found if i >= 0}
+    flat = labels.reshape(-1)
+    found = np.searchsorted(starts, flat, side="right") - 1
+    # Labels between axes, of initial states, are nobody's.
+    inside = flat <= np.array([last for _, last, _ in by_label])[found]
+    return {by_label[i][2] for i in np.unique(found[inside & (found >= 0)])}

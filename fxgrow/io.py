@@ -28,7 +28,9 @@ from .report import plan_dict, verification_dict, votes_dict
 from .trace import shadow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from .rules.own import Declaration
 
 SCHEMA = "fxgrow.file/1"
 _KEY = "fxgrow"  # the one metadata entry, a JSON text
@@ -85,7 +87,9 @@ def growth_step(growth: Growth) -> dict[str, Any]:
     }
 
 
-def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
+def load(
+    path: str | Path, base: torch.nn.Module | None = None, *, rules: Iterable[Declaration] = ()
+) -> Growth:
     """Read a growth back: widen ``base`` as the file says, then fill in the weights.
 
     Parameters
@@ -95,6 +99,8 @@ def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
     base : torch.nn.Module
         The model as it was before growth; only its structure matters, its weights are
         replaced. It is not changed.
+    rules : sequence of Declaration
+        Those that the model was grown with, see :func:`fxgrow.inspect`.
 
     Returns
     -------
@@ -114,7 +120,7 @@ def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
     if base is None:
         msg = f"{source}: a growth is loaded onto the model it grew from; pass it as base="
         raise InputError(msg)
-    growth = _replay(source, meta, base)
+    growth = _replay(source, meta, base, {"emit": meta["emit"], "rules": tuple(rules)})
     _fill(source, growth.module, tensors, meta["aliases"])
     last = meta["steps"][-1]
     return replace(
@@ -319,17 +325,18 @@ def _checked_meta(path: Path, metadata: Mapping[str, str] | None) -> dict[str, A
     return dict(meta)
 
 
-def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growth:
+def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module, options: Any) -> Growth:
     inputs = example_inputs(meta["inputs"])
     first, *later = meta["steps"]
     base = plain(base)
     resting = {name for name, p in base.named_parameters() if not p.requires_grad}
     if resting:  # the file may hold growth from before they were put to rest
-        base = shadow(base, {id(p): _awake(p) for p in base.parameters()})
+        own = ((id(p), p.detach(), p.is_floating_point()) for p in base.parameters())
+        base = shadow(base, {key: torch.nn.Parameter(data, trains) for key, data, trains in own})
     try:
-        growth = widen_again(base, inputs, first, meta["emit"])
+        growth = widen_again(base, inputs, first, options)
         for step in later:
-            growth = widen_again(growth.module, inputs, step, meta["emit"])
+            growth = widen_again(growth.module, inputs, step, options)
     except FxgrowError as error:
         msg = f"{path}: does not belong to this base model: {error}"
         raise FileError(msg) from error
@@ -338,16 +345,14 @@ def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module) -> Growt
     return growth
 
 
-def _awake(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(parameter.detach(), requires_grad=parameter.is_floating_point())
-
-
-def widen_again(module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str) -> Growth:
+def widen_again(
+    module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], options: Mapping[str, Any]
+) -> Growth:
     """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
     from .api import widen  # here, because the API offers save and load itself
 
     additions = step["plan"]["additions"]
-    return widen(module, inputs, additions, seed=step["seed"], emit=emit, verify=False)
+    return widen(module, inputs, additions, seed=step["seed"], verify=False, **options)
 
 
 def _fill(

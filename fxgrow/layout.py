@@ -116,6 +116,11 @@ def lay_out(
         for owner, group in enumerate(growing)
     )
     roots = book.find(np.arange(book.size))
+    # Labels of no axis (initial states, padding) grow with the unit that they belong to.
+    hit = np.flatnonzero(gain)
+    by_root = np.zeros_like(gain)
+    by_root[roots[hit]] = gain[hit]
+    gain = by_root[roots]
     units = {}
     for axis, labels in axes.items():
         unit = roots[labels]

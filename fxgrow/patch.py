@@ -1,4 +1,4 @@
-"""Constants: sizes baked into graphs and modules, corrected for the new widths.
+"""Constants: sizes baked into graphs, corrected for the new widths.
 
 The new size of a dimension is its old size plus the clones of the labels along it.
 A table says which arguments of which operation are sizes of which dimensions.
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch import fx
 
 from .analyse import Noted
 
@@ -125,6 +124,10 @@ def _reshape(site: Site, first: int) -> None:
 
 def _view(site: Site) -> None:
     _reshape(site, 1)
+
+
+def _zeros(site: Site) -> None:
+    _reshape(site, 0)
 
 
 def _unflatten(site: Site) -> None:
@@ -265,6 +268,8 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     "reshape": _view,
     "expand": _view,
     torch.reshape: _view,
+    "new_zeros": _view,
+    torch.zeros: _zeros,
     "unflatten": _unflatten,
     torch.unflatten: _unflatten,
     "split": _split,
@@ -312,73 +317,3 @@ def keep_numbers(site: Site) -> None:
                 # A ratio, so that what depends on the batch still does.
                 kept = site.node.graph.call_function(operator.mul, (number, old / new))
             site.node.replace_input_with(number, kept)
-
-
-# -- attributes of modules ----------------------------------------------------------
-
-
-def _groups_of(module: Any, x: torch.Tensor) -> int:
-    if module.groups == 1:
-        return 1
-    if module.transposed:
-        return int(module.groups * module.weight.shape[0] // module.in_channels)
-    return int(x.shape[1] // module.weight.shape[1])
-
-
-def _first_size(module: Any) -> int:
-    for name in ("weight", "running_mean", "bias"):
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            return int(tensor.shape[0])
-    return int(module.num_features)
-
-
-# Attribute → its value after growth, from the module's (new) tensors and its input.
-# ``groups`` comes before the channel counts that it is computed from.
-ATTRIBUTES: dict[str, Callable[[Any, torch.Tensor], Any]] = {
-    "groups": _groups_of,
-    "num_groups": lambda m, x: (
-        1 if m.num_groups == 1 else x.shape[1] // (m.num_channels // m.num_groups)
-    ),
-    "out_channels": lambda m, x: (
-        m.weight.shape[1] * m.groups if m.transposed else m.weight.shape[0]
-    ),
-    "in_channels": lambda m, x: m.weight.shape[0] if m.transposed else m.weight.shape[1] * m.groups,
-    "out_features": lambda m, x: m.weight.shape[0],
-    "in_features": lambda m, x: m.weight.shape[1],
-    "num_features": lambda m, x: _first_size(m),
-    "num_channels": lambda m, x: x.shape[1],
-    "num_parameters": lambda m, x: m.weight.shape[0],
-    "embedding_dim": lambda m, x: m.weight.shape[1],
-    "normalized_shape": lambda m, x: tuple(x.shape[-len(m.normalized_shape) :]),
-}
-
-
-def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
-    """Bring a leaf module's attributes in line with its tensors; return the edits."""
-    sized = [name for name in ATTRIBUTES if module.__dict__.get(name) is not None]
-    kind: Any = type_before_parametrizations(module)
-    if not (sized and kind.__module__.startswith("torch.nn") and isinstance(x, torch.Tensor)):
-        return []
-    edits = []
-    for attribute in sized:
-        old = module.__dict__[attribute]
-        new = ATTRIBUTES[attribute](module, x)
-        if new != old:
-            setattr(module, attribute, new)
-            edits.append(f"{name}.{attribute}: {old} → {new}")
-    return edits
-
-
-def patch_parametrized(module: Any, name: str) -> list[str]:
-    """Bring the attributes of a module whose forward was opened in line with its weight."""
-    if "parametrizations" not in module._modules or not is_parametrized(module, "weight"):
-        return []
-    with torch.no_grad():
-        weight = module.weight
-    channels, own = weight.shape[0], module.__dict__
-    if "in_channels" in own and not own["transposed"]:
-        # Whole groups were added, each with as many outputs as before.
-        channels = weight.shape[1] * (own["groups"] * channels // own["out_channels"])
-        channels = weight.shape[1] if own["groups"] == 1 else channels
-    return patch_module(module, name, weight.new_empty((0, channels)))

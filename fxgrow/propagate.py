@@ -2,7 +2,8 @@
 
 Every ATen call is labelled by one rule of the table in :mod:`fxgrow.rules`. Heavy
 operations (convolutions, matrix products) are not computed: labels depend on shapes,
-not on values, so an uninitialised result of the right shape serves.
+not on values, so an uninitialised result of the right shape serves, unless Python code that is
+not traced may look at values.
 """
 
 from __future__ import annotations
@@ -41,12 +42,13 @@ _CONSTANT = Value()
 
 
 class Call(NamedTuple):
-    """One ATen call as a rule sees it."""
+    """One call as a rule sees it: of ATen, a custom operation, a module or a function."""
 
     name: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     out: Any
+    owner: torch.nn.Module | None = None  # of a module's own rule
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or by name."""
@@ -75,6 +77,9 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
+    computed: bool = False  # whether heavy operations are computed, for code that looks at values
+    paused: bool = False  # whether what runs is left to a rule of the caller
+    resized: bool = False  # whether sizes of blanks made here follow the width
 
     def where(self, op: str) -> Where:
         """Return the current place in the graph, for ``op``."""
@@ -130,7 +135,8 @@ class Propagation:
         if isinstance(out, torch.Tensor):
             out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
             return
-        for tensor, own in zip(out, planes, strict=False):
+        several = out if isinstance(out, (tuple, list)) else ()  # else a number
+        for tensor, own in zip(several, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
                 tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
 
@@ -203,15 +209,20 @@ class LabelMode(TorchDispatchMode):
 
     def __init__(self, propagation: Propagation, rules: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        from . import rules as table
+
         self.state = propagation
-        self.rules = rules
+        self.lookup = rules.lookup
+        self.rules = table
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet = func.overloadpacket
-        rule: Callable[..., Any] | None = self.rules.lookup(func)
-        shortcut = self.rules.SHORTCUTS.get(packet)
-        state = self.state
+        state, packet = self.state, func.overloadpacket
+        if state.paused or (state.resized and packet in self.rules.BLANKS):
+            out = func(*args, **kwargs)
+            return out if state.paused else self.rules.blank(state, out)
+        rule: Callable[..., Any] | None = self.lookup(func)
+        shortcut = None if state.computed else self.rules.SHORTCUTS.get(packet)
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())

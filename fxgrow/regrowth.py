@@ -11,14 +11,18 @@ from .stages import to_device
 from .wrapping import rewrap, unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import torch
+
+    from .rules.own import Declaration
 
 __all__ = ["regrown"]
 
 
-def regrown(module: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Module:
+def regrown(
+    module: torch.nn.Module, record: Mapping[str, Any], rules: Iterable[Declaration] = ()
+) -> torch.nn.Module:
     """Repeat the growths of a record on the module that they started from.
 
     Parameters
@@ -27,6 +31,8 @@ def regrown(module: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Modu
         As it was before any growth. Never changed.
     record : dict
         What :meth:`fxgrow.run.Run.record` returned.
+    rules : sequence of Declaration
+        Those that the growths were made with.
 
     Returns
     -------
@@ -44,4 +50,5 @@ def regrown(module: torch.nn.Module, record: Mapping[str, Any]) -> torch.nn.Modu
     inner = unwrap(module)
     anchor = next(inner.parameters())
     inputs = to_device(example_inputs(steps[0]["inputs"]), anchor.device)
-    return rewrap(regrow(inner, steps, inputs, record["emit"])[-1].module, like=module)
+    options = {"emit": record["emit"], "rules": rules}
+    return rewrap(regrow(inner, steps, inputs, options)[-1].module, like=module)

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
-from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module, patch_parametrized
+from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, LabelMode, Propagation
@@ -99,6 +99,10 @@ def rewrite(
             "emit='graph', or exclude their groups"
         )
     _patch_and_check(analysis, layout, widened, sizes)
+    for layer in widened.root.modules():
+        flatten: Any = getattr(layer, "flatten_parameters", None)
+        if flatten is not None:  # one block of memory, as cuDNN wants it
+            flatten()
     if emit == "graph":
         module: nn.Module = GrownModule(
             widened.root, widened.graphs["eval"], widened.graphs["train"], type(model).__name__
@@ -167,7 +171,7 @@ class _Widener(LabelExecutor):
     def __init__(
         self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation
     ) -> None:
-        super().__init__(widened.root, analysis.traced.inputs, state)
+        super().__init__(widened.root, analysis.traced.inputs, state, analysis.traced.rules)
         self.widened = widened
         self.sizes = sizes
         self.before = analysis.traced.root
@@ -203,6 +207,14 @@ class _Widener(LabelExecutor):
         self.known[scaled] = self.known.get(node)
         self.widened.edits.append(f"{node.name}: times {factor:g}, for a wider mean")
 
+    def call_module(self, node: fx.Node) -> Any:
+        """Run a leaf module; layers inside one that is kept whole are patched on the way."""
+        name = str(node.target)
+        if self.rules.declared(self.modules[name]) is None:
+            return super().call_module(node)
+        with patching_inside(self.modules[name], name, self.widened.edits):
+            return super().call_module(node)
+
     def _touched(self, node: fx.Node) -> bool:
         """Whether the value of a node grows."""
         known = self._grows.get(node)
@@ -226,9 +238,15 @@ class _Widener(LabelExecutor):
             self.widened.edits.extend(edits)
         if node.op == "call_module":
             name = str(node.target)
-            x = self.load(node.args[0]) if node.args else None
+            x = self.load(node.args[0] if node.args else node.kwargs.get("input"))
             self._resize_computed(name)
-            self.widened.edits.extend(patch_module(self.modules[name], name, x))
+            module = self.modules[name]
+            declared = self.rules.declared(module)
+            self.widened.edits.extend(
+                patch_module(module, name, x)
+                if declared is None
+                else patch_declared(module, name, declared.sizes)
+            )
             return
         patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
         if patch is None:
@@ -312,7 +330,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 eagerly(),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[]),
-                LabelMode(state, rules),
+                LabelMode(state, analysis.traced.rules),
             ):
                 run.run(list(graph.nodes))
         for name, module in modules.items():
@@ -335,7 +353,8 @@ def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
                 tensor.__dict__.pop(LABELS_KEY, None)
         for buffer, version, value in buffers:
             buffer.__dict__.pop(LABELS_KEY, None)
-            if buffer._version != version:
+            # Where norms are computed they write without a new version.
+            if buffer._version != version or not torch.equal(buffer, value):
                 buffer.copy_(value)
 
 
@@ -358,18 +377,17 @@ def check_partition(state: Propagation, layout: Layout) -> None:
             raise VerificationError(
                 f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {wanted}"
             )
-    expected = np.zeros(state.book.size, dtype=np.int64)
-    expected[np.concatenate(list(state.axes.values()))] = np.concatenate(
-        [layout.units[axis] for axis in state.axes]
-    )
-    roots = state.book.find(np.arange(state.book.size))
+    # Label 0 is the outside world; those of no axis belong to initial states.
+    owned = np.concatenate([[0], *state.axes.values()])
+    expected = np.concatenate([[0], *(layout.units[axis] for axis in state.axes)])
+    roots = state.book.find(owned)
     by_root = np.zeros(state.book.size, dtype=np.int64)
     by_root[roots] = expected
     by_unit = np.zeros(int(expected.max()) + 1, dtype=np.int64)
     by_unit[expected] = roots
     wrong = (by_root[roots] != expected) | (by_unit[expected] != roots)
     if wrong.any():
-        label = int(np.flatnonzero(wrong)[0])
+        label = int(owned[np.flatnonzero(wrong)[0]])
         tensor, dim = next(
             (a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0)
         )

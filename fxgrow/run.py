@@ -273,7 +273,7 @@ class Run:
         with self._team.together():
             before = self.module
             growths = checkpoint.regrow(
-                before, ledger.steps[made:], self._example, self._settings.emit, weights
+                before, ledger.steps[made:], self._example, self._settings.again, weights
             )
             module = growths[-1].module if growths else before
             if weights is not None:

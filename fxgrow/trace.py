@@ -8,7 +8,7 @@ graph serves both.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import fx, nn
 from .errors import InputError, TraceError
 from .module import GrownModule
 from .plain import duplicate, eagerly
+from .rules.own import Declaration, Rules
 from .tracer import FAILURES, Flag, graph_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["Inputs", "Traced", "no_fast_path", "shadow", "trace"]
 
@@ -89,6 +90,7 @@ class Traced:
     root: nn.Module
     graphs: Mapping[str, fx.Graph]
     inputs: Inputs
+    rules: Rules = field(default_factory=Rules)
 
     @property
     def distinct(self) -> list[tuple[str, fx.Graph]]:
@@ -142,7 +144,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def trace(model: nn.Module, example: Any) -> Traced:
+def trace(model: nn.Module, example: Any, rules: Iterable[Declaration] | Rules = ()) -> Traced:
     """Trace a shadow of ``model`` in eval and in train mode.
 
     Parameters
@@ -151,6 +153,8 @@ def trace(model: nn.Module, example: Any) -> Traced:
         Never changed: the shadow shares its parameters and copies all else.
     example : tensor, tuple, dict or Inputs
         Example inputs.
+    rules : iterable of Declaration
+        The caller's (see :mod:`fxgrow.rules.own`): what they name stays whole.
 
     Returns
     -------
@@ -159,15 +163,15 @@ def trace(model: nn.Module, example: Any) -> Traced:
     Raises
     ------
     InputError
-        When ``example`` is none of these.
+        When ``example`` or ``rules`` is none of these.
     TraceError
         When no graph of the whole model can be had.
     """
-    inputs = Inputs.of(example)
+    inputs, own = Inputs.of(example), Rules.of(rules)
     root = shadow(model)
     _refuse_computed(root)
     if isinstance(root, GrownModule):  # carries its graphs
-        return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs)
+        return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs, own)
     modules = dict(root.named_modules(remove_duplicate=True))
     modes = {name: module.training for name, module in modules.items()}
     graphs = {}
@@ -177,7 +181,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
             for module in modules.values():
                 module.__dict__["training"] = flag
             with no_fast_path(), eagerly():
-                graphs[mode] = graph_of(root, inputs)
+                graphs[mode] = graph_of(root, inputs, own)
             if not flag.read:  # nobody asked: both modes are alike
                 graphs["train"] = graphs["eval"]
                 break
@@ -186,7 +190,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
             module.training = modes[name]
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
-    return Traced(root, graphs, inputs)
+    return Traced(root, graphs, inputs, own)
 
 
 def _refuse_computed(root: nn.Module) -> None:
@@ -202,10 +206,16 @@ def _refuse_computed(root: nn.Module) -> None:
 
 @contextmanager
 def no_fast_path() -> Iterator[None]:
-    """Keep nn.MultiheadAttention from its fused kernel, which hides what it does."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    """Keep attention and recurrent layers from fused kernels, which hide what they do."""
+    attention = torch.backends.mha.get_fastpath_enabled()
+    onednn, cudnn = torch._C._get_mkldnn_enabled(), torch.backends.cudnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    # torch.backends.mkldnn.flags would warn of other hardware than there is.
+    torch._C._set_mkldnn_enabled(False)
+    torch.backends.cudnn.enabled = False
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(attention)
+        torch._C._set_mkldnn_enabled(onednn)
+        torch.backends.cudnn.enabled = cudnn

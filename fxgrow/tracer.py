@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
@@ -27,20 +28,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from .rules.own import Rules
     from .trace import Inputs
 
-__all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
+__all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
 _OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
-    TypeError,
-    ValueError,
-    RuntimeError,
-    AttributeError,
-    NotImplementedError,
-    AssertionError,
-    IndexError,
-    KeyError,
+    *(TypeError, ValueError, RuntimeError, AttributeError),
+    *(NotImplementedError, AssertionError, IndexError, KeyError),
 )
 _REFUSALS = (*FAILURES, fx.proxy.TraceError)
 
@@ -67,6 +63,13 @@ class Flag(int):
         return int(self) != 0
 
 
+# Functions whose nodes stand for themselves: their Python code can't take traced values.
+KEPT_WHOLE = (
+    *(torch.zeros, rnn.pack_padded_sequence, rnn.pack_sequence),
+    *(rnn.pad_packed_sequence, rnn.pad_sequence),
+)
+
+
 class _Proxy(fx.Proxy):
     """A traced value that can also be written into."""
 
@@ -86,10 +89,15 @@ class _Proxy(fx.Proxy):
 class Tracer(fx.Tracer):
     """Symbolic tracer that knows the example inputs."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, rules: Rules) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        super().__init__(autowrap_modules=none, param_shapes_constant=False)
+        whole = (*KEPT_WHOLE, *rules.functions)
+        super().__init__(none, whole, param_shapes_constant=False)
+        # Wherever they are called from, by whatever name.
+        homes = (sys.modules.get(function.__module__) for function in rules.functions)
+        self._autowrap_search = [torch, rnn, *(home for home in homes if home)]
         self.inputs = inputs
+        self.rules = rules
         self.values: dict[fx.Node, Any] = {}
         self.regions = Regions()
         self._busy = False
@@ -97,7 +105,12 @@ class Tracer(fx.Tracer):
     # -- what is opened ---------------------------------------------------------
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Open torch.nn modules whose children hold parameters, keep the others."""
+        """Open torch.nn modules whose children hold parameters, keep the others.
+
+        Modules of the caller's rules are kept.
+        """
+        if self.rules.declared(m) is not None:
+            return True
         if super().is_leaf_module(m, module_qualified_name):
             return not any(True for child in m.children() for _ in child.parameters())
         return False
@@ -153,7 +166,8 @@ class Tracer(fx.Tracer):
         """Open functions that are given parameters and have constants inside."""
         if kind == "call_function" and not self._busy:
             body = DECOMPOSITIONS.get(target)
-            if body is None and is_user_function(target) and _gives_parameter((args, kwargs)):
+            opaque = self.rules.declared(target) is None and is_user_function(target)
+            if body is None and opaque and _gives_parameter((args, kwargs)):
                 body = target
             if body is not None:
                 last = next(reversed(self.graph.nodes), None)
@@ -313,7 +327,7 @@ def _gives_parameter(args: Any) -> bool:
     return any(found)
 
 
-def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
+def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
     """Trace ``root`` in the mode it is in.
 
     Raises
@@ -323,9 +337,9 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
     """
     try:
         try:
-            graph = _attempt(root, inputs)
+            graph = _attempt(root, inputs, rules)
         except _REFUSALS:
-            graph = _attempt(root, inputs, buffers=True)
+            graph = _attempt(root, inputs, rules, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
@@ -336,12 +350,17 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
     return graph
 
 
-def _attempt(root: nn.Module, inputs: Inputs, *, buffers: bool = False) -> fx.Graph:
+def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = False) -> fx.Graph:
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
-    tracer = Tracer(inputs)
+    tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
     with torch.no_grad():
-        return tracer.trace(root, concrete_args=_defaults(root, inputs))
+        graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in (*KEPT_WHOLE, *rules.functions):
+            # A graph's code would call fx.wrap on what it imports, for good.
+            node.meta.pop("is_wrapped", None)
+    return graph
 
 
 def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:

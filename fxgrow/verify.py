@@ -119,6 +119,7 @@ class _NoDropout(TorchFunctionMode):
     _MASKING = frozenset(
         {"dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"}
     )
+    _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
     _POSITION: ClassVar[dict[str, int]] = {
         "scaled_dot_product_attention": 4,
         "multi_head_attention_forward": 10,
@@ -129,6 +130,9 @@ class _NoDropout(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in self._MASKING:
             return args[0] if args else kwargs["input"]
+        if name in self._RECURRENT:  # (input, [batch sizes,] state, weights, bias, layers, dropout)
+            weights = next(i for i, value in enumerate(args) if isinstance(value, list))
+            return func(*args[: weights + 3], 0.0, *args[weights + 4 :], **kwargs)
         position = self._POSITION.get(name)
         if position is not None:
             if len(args) > position:

@@ -235,7 +235,7 @@ def test_old_entries_go_on_as_without_growth(name):
     go_on(model, optimizer)
     go_on(twin, other)
     narrow = dict(twin.named_parameters())
-    grown = fxgrow.io.widen_again(twin, example, it.record()["steps"][0], "graph")
+    grown = fxgrow.io.widen_again(twin, example, it.record()["steps"][0], {"emit": "graph"})
     for key, value in model.named_parameters():
         region = grown.index_map.region(key, narrow[key])
         torch.testing.assert_close(value[region], narrow[key], rtol=1e-9, atol=1e-11)

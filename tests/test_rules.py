@@ -14,6 +14,9 @@ from oracle import complaints
 from torch import nn
 
 import fxgrow
+from fxgrow import rules
+from fxgrow.planes import Plane
+from fxgrow.propagate import Call, Propagation
 
 WIDTH = 8
 
@@ -300,3 +303,32 @@ def test_embedding(training):
 def test_the_model_input_and_output_are_the_users():
     inspection = checked(Between(torch.relu, "image"), EXAMPLES["image"])
     assert {g.reason.code for g in inspection.frozen} == {"unlabelled", "output"}
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3)])
+def test_fused_cells_unite_what_their_steps_would(name, gates):
+    """Kernels of other devices: their operations can't run here, their rule can."""
+    width = 3
+    bias = torch.nn.Parameter(torch.zeros(gates * width))
+    state = Propagation({id(bias): "bias"})
+
+    def labelled(size):
+        tensor = torch.zeros(2, size)
+        plane = Plane(state.book.fresh(size).reshape(1, -1))
+        state.assign(tensor, (plane,), weight=False, live=True)
+        return tensor, plane.labels.reshape(-1)
+
+    inputs, own = zip(*(labelled(n * width) for n in (gates, gates, 1)), strict=True)
+    out = [torch.zeros(2, width)] * (3 if name == "lstm" else 2)
+    call = Call(f"_thnn_fused_{name}_cell", (*inputs, bias, None), {}, out)
+    *states, workspace = rules.TABLE[call.name](state, call)
+    assert workspace == ()
+    state.book.settle()
+    units = state.book.find(own[2])
+    assert len(set(units)) == width
+    for labels in (own[0], own[1], state.axes["bias", 0]):
+        assert (state.book.find(labels).reshape(gates, width) == units).all()
+    for (plane,) in states:
+        assert (state.book.find(plane.labels) == units).all()
+    assert state.roles["bias", 0] == {"producer"}
+    assert not state.book.frozen

@@ -142,7 +142,8 @@ class Inside:
     def regrow(self, model: torch.nn.Module, record: Mapping[str, Any]) -> None:
         """Give the part the shape that a record tells of, before weights are loaded."""
         if record:
-            self._put(model, regrown(self._get(model), record))
+            rules = self._options.get("rules", ())
+            self._put(model, regrown(self._get(model), record, rules))
             self._record = record
 
     def _get(self, model: torch.nn.Module) -> torch.nn.Module:

@@ -1,8 +1,8 @@
 """The rule table: ATen operation → rule.
 
-Looked up by overload packet (``relu_`` resolves to ``relu``): exact entry, then
-the pointwise tag, then ``decompose()``, then :func:`unknown`. An unknown operation is
-never guessed: what it touches is frozen.
+Looked up by overload packet (``relu_`` resolves to ``relu``): the caller's rules
+(:mod:`fxgrow.rules.own`), exact entry, the pointwise tag, then ``decompose()``, then
+:func:`unknown`. An unknown operation is never guessed: what it touches is frozen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import torch
 
 from ..flows import Flow, fixed, product, same, total
 from ..planes import Plane
-from . import contract, reduce, shape
+from . import contract, recurrent, reduce, shape
+from .own import Rules, resizable, rule
+from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def copy_(state: Propagation, call: Call) -> Any:
 
 def unlabelled(state: Propagation, call: Call) -> Any:
     """Results that carry no labels (scalars, shapes, fresh tensors)."""
-    return () if isinstance(call.out, torch.Tensor) else [()] * len(call.out)
+    return [()] * len(call.out) if isinstance(call.out, (tuple, list)) else ()
 
 
 def unknown(state: Propagation, call: Call) -> Any:
@@ -181,6 +183,10 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.linear, "linear"),
     _family(contract.convolution, "convolution"),
     _family(contract.embedding, "embedding"),
+    _family(contract.trilinear, "_trilinear"),
+    _family(recurrent.fused_cell(4), "_thnn_fused_lstm_cell"),
+    _family(recurrent.fused_cell(3), "_thnn_fused_gru_cell"),
+    _family(recurrent.pack, "_pack_padded_sequence"),
     _family(
         contract.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
@@ -197,7 +203,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.expand, "expand"),
     _family(shape.select, "select"),
     _family(shape.slice_, "slice"),
-    _family(shape.split, "split split_with_sizes"),
+    _family(shape.split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
     _family(shape.unbind, "unbind"),
     _family(shape.cat, "cat"),
     _family(shape.stack, "stack"),
@@ -271,7 +277,7 @@ def lookup(func: Any) -> Rule | None:
     """Return the rule of an ATen overload, or ``None``."""
     namespace, _, name = func.overloadpacket._qualified_op_name.partition("::")
     if namespace != "aten":
-        return None
+        return pointwise if torch.Tag.pointwise in func.tags else None
     rule = TABLE.get(name) or TABLE.get(name.rstrip("_"))
     if rule is None and any(torch.Tag.pointwise in f.tags for f in (func, *_functional(name))):
         return pointwise
@@ -284,4 +290,20 @@ def _functional(name: str) -> list[Any]:
     return [] if packet is None else [getattr(packet, overload) for overload in packet.overloads()]
 
 
-__all__ = ["SHORTCUTS", "TABLE", "Plane", "lookup", "unknown"]
+__all__ = [
+    "BLANKS",
+    "SHORTCUTS",
+    "TABLE",
+    "Plane",
+    "Rules",
+    "blank",
+    "contract",
+    "lookup",
+    "pointwise",
+    "reduce",
+    "resizable",
+    "rule",
+    "shape",
+    "unknown",
+    "unlabelled",
+]

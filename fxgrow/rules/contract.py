@@ -6,6 +6,7 @@ product tensor.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,6 +136,29 @@ def baddbmm(state: Propagation, call: Call) -> list[Plane]:
     """``bias + (B, M, K) @ (B, K, N)``."""
     planes = _matmul(state, call, call.args[1], call.args[2], (0, 1, 3), (0, 3, 2))
     return _add_bias(state, call, planes, call.args[0])
+
+
+def trilinear(state: Propagation, call: Call) -> list[Plane]:
+    """Sum of the product of three tensors, each with dimensions put in (``nn.Bilinear``)."""
+    over = list(call.arg(6, "sumdim"))
+    operands, ndim = [], call.out.ndim + len(over)
+    sizes = [1] * ndim
+    for tensor, expanded in zip(call.args[:3], call.args[3:6], strict=True):
+        dims = [d for d in range(ndim) if d not in expanded]
+        planes = spread(state.planes(tensor), dims, ndim)
+        shape = [1] * ndim
+        for old, new in enumerate(dims):
+            shape[new] = tensor.shape[old]
+        sizes = [max(a, b) for a, b in zip(sizes, shape, strict=True)]
+        operands.append((planes, shape, state.is_weight(tensor)))
+    weight = [p for planes, _, own in operands if own for p in planes]
+    state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
+    where = state.where(call.name)
+    ordered = sorted(operands, key=lambda operand: operand[2])  # weights last
+    met = state.book.meet([(p, s) for p, s, _ in ordered], ndim, where, product=True)
+    state.count_flops(2 * math.prod(sizes), weight, met)
+    kept = state.book.contract(met, over, where)
+    return squeeze_to(kept, [d for d in range(ndim) if d not in over])
 
 
 def _add_bias(state: Propagation, call: Call, planes: Sequence[Plane], bias: Any) -> list[Plane]:
