@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..flows import Flow, fixed, product, same, total
+from ..flows import Flow, fixed, noise, product, same, total
 from ..planes import Plane
 from . import contract, reduce, shape
 from .skip import SHORTCUTS
@@ -33,6 +33,7 @@ _SUMS = {"add", "sub"}
 _FLOWS: dict[str, Combine] = {
     **dict.fromkeys(("mul", "div"), product),
     **dict.fromkeys(("add", "sub"), total),
+    "bernoulli": noise,
     **dict.fromkeys(
         ["clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous"], same
     ),
