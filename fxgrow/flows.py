@@ -42,7 +42,7 @@ class Flow(NamedTuple):
     @property
     def rests(self) -> bool:
         """Whether new entries are zero with the recipe ``"zero"``, one way or the other."""
-        return self.still or self.terms is not None
+        return self.still or (self.terms is not None and () not in self.terms)
 
 
 def weight_flow(axis: Axis) -> Flow:
@@ -75,7 +75,7 @@ def product(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
 
 def total(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
     """Flow of a sum, or of what lies side by side; every summand must have one."""
-    if not complete or any(flow is None for flow in flows):
+    if not complete or any(flow is None or flow == _ONE for flow in flows):
         return None
     given = [flow for flow in flows if flow is not None]
     sums = [flow.terms for flow in given if flow.terms is not None]
@@ -94,6 +94,14 @@ def fixed(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
     """Flow of a function of one operand that is zero at zero."""
     flow = flows[0] if len(flows) == 1 else None
     return None if flow is None else known(Flow(None, flow.calm, flow.rests))
+
+
+def noise(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of the masks of dropout: the same for all units, as far as the function goes."""
+    return _ONE
+
+
+_ONE = Flow(frozenset({()}))
 
 
 def grounds(combine: Combine, flows: Sequence[Flow | None], result: Flow | None) -> frozenset[Term]:

@@ -308,8 +308,9 @@ class LabelBook:
 
     def _read(self, axis: Axis, flow: Flow | None) -> None:
         """Write down what a weight reads, itself taken out."""
-        self.reads.setdefault(axis, []).append(flow)
-        self.grounded |= without(flow, axis)
+        terms = without(flow, axis)
+        self.reads.setdefault(axis, []).append(None if () in terms else flow)
+        self.grounded |= terms
 
     def mix(
         self,

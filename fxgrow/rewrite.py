@@ -116,12 +116,13 @@ def _ratios(
     groups: Collection[Group], additions: Mapping[str, int]
 ) -> dict[fx.Node, tuple[str, float]]:
     """By how much the counts of norms over streams grow (as old over new width)."""
-    return {
-        norm.node: (norm.kind, group.width / (group.width + additions[group.name]))
-        for group in groups
-        if additions.get(group.name)
-        for norm in group.norms
-    }
+    found: dict[fx.Node, tuple[str, float]] = {}
+    for group in groups:
+        ratio = group.width / (group.width + additions.get(group.name, 0))
+        for norm in group.norms if ratio < 1 else ():
+            _, before = found.get(norm.node, ("", 1.0))  # a mean over two axes that grow
+            found[norm.node] = (norm.kind, before * ratio)
+    return found
 
 
 def _copy(

@@ -55,6 +55,10 @@ def _excite(w: int, s: int) -> nn.Module:
     return nn.Sequential(*squeeze, nn.Conv2d(s, w, 1), nn.Sigmoid())
 
 
+def _mlp(norm: nn.Module, w: int, s: int) -> nn.Module:
+    return nn.Sequential(norm, nn.Linear(w, s), nn.GELU(), nn.Linear(s, w))
+
+
 # Kind of block → (input width, size) → (its module, output width).
 BUILDERS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
     "conv": lambda w, s: (_conv(w, s), s),
@@ -68,6 +72,8 @@ BUILDERS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
     "excite": lambda w, s: (_excite(w, s), w),
     "shuffle": lambda w, s: (nn.Conv2d(w, 2 * s, 1), 2 * s),
     "layernorm": lambda w, s: (nn.LayerNorm(w), w),
+    "prenorm": lambda w, s: (_mlp(nn.LayerNorm(w), w, s), w),
+    "prerms": lambda w, s: (_mlp(nn.RMSNorm(w, eps=0.01), w, s), w),
     "up": lambda w, s: (nn.ConvTranspose2d(w, s, 3, padding=1), s),
 }
 
@@ -117,6 +123,8 @@ class RandomNet(nn.Module):
             return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
         if kind == "layernorm":
             return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if kind in {"prenorm", "prerms"}:
+            return x + layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return layer(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from checks import difference, doubled, errors, outputs, randomised, run, step, untrained
 from hypothesis import given, settings
-from networks_streams import IMAGE, STREAMS, TOKENS, FunctionNorm, PreNorm, SizelessNorm, layer_norm
+from networks_streams import (
+    IMAGE,
+    STREAMS,
+    TOKENS,
+    FunctionNorm,
+    HandRms,
+    PreNorm,
+    SizelessNorm,
+    layer_norm,
+)
 from test_optim_ema import averaged
 from torch import nn
 
@@ -134,6 +143,50 @@ def test_means_by_hand_are_refused_in_own_classes():
     model, example, _ = build("grn")
     with pytest.raises(UnsupportedError, match="emit='graph'"):
         fxgrow.widen(model, example, {"up": 3}, emit="module")
+
+
+def test_dropout_does_not_matter():
+    """Wherever masks lie: on the stream, on what is added to it, on what is read."""
+
+    class Dropping(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.stem, self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 10), nn.Linear(10, 8)
+            self.n1, self.n2, self.out = norm(), norm(), nn.Linear(8, 3)
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            x = self.drop(self.stem(x))
+            x = x + self.drop(self.down(self.drop(self.up(self.n1(x)))))
+            return self.out(self.drop(self.n2(x)))
+
+    for norm, recipe in ((layer_norm, "mean"), (HandRms, "zero")):
+        group = stream(fxgrow.inspect(Dropping(norm), TOKENS), recipe)
+        growth = fxgrow.widen(Dropping(norm).double(), doubled(TOKENS), {group.name: 3})
+        assert growth.verification.eval_error <= EXACT
+        assert growth.verification.train_error <= EXACT
+
+
+class Product(nn.Module):
+    """One mean over two widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(*s) for s in ((8, 5), (8, 7), (5, 3), (7, 3)))
+
+    def forward(self, x):
+        u, v = nn.functional.gelu(self.a(x)), nn.functional.gelu(self.b(x))
+        mean = (u[..., :, None] * v[..., None, :]).mean((-1, -2))
+        return self.c(u) * mean[..., None] + self.d(v)
+
+
+def test_one_mean_over_two_widths():
+    torch.manual_seed(0)
+    model, example = randomised(Product()), doubled(TOKENS)
+    assert {g.recipe for g in fxgrow.inspect(model, example).groups} == {"zero"}
+    for additions in ({"a": 3, "b": 2}, {"a": 3}, {"b": 2}):
+        growth = fxgrow.widen(model, example, additions)
+        assert max(errors(model, growth.module, example)) <= EXACT
 
 
 class Shared(nn.Module):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..flows import Flow, fixed, product, same, total
+from ..flows import Flow, fixed, noise, product, same, total
 from ..planes import Plane
 from . import contract, recurrent, reduce, shape
 from .own import Rules, resizable, rule
@@ -35,6 +35,7 @@ _SUMS = {"add", "sub"}
 _FLOWS: dict[str, Combine] = {
     **dict.fromkeys(("mul", "div"), product),
     **dict.fromkeys(("add", "sub"), total),
+    "bernoulli": noise,
     **dict.fromkeys(
         ["clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous"], same
     ),
