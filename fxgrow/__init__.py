@@ -1,6 +1,6 @@
 """fxgrow: make trained PyTorch networks wider without starting again."""
 
-from .api import expand, inspect, plan_for, vote, widen
+from .api import expand, inspect, plan_for, transfer, vote, widen
 from .errors import (
     BudgetError,
     DataError,
@@ -40,6 +40,7 @@ __all__ = [
     "load",
     "plan_for",
     "save",
+    "transfer",
     "vote",
     "widen",
 ]

@@ -22,6 +22,7 @@ from .stages import (
     to_device,
     votes_on,
 )
+from .transfer import transfer, transferred_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .data import LossFn, Progress
     from .ir import Growth, Plan, Unit, Votes
 
-__all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
+__all__ = ["expand", "inspect", "plan_for", "transfer", "transferred_again", "vote", "widen"]
 
 inspect = inspect_model
 

@@ -76,12 +76,13 @@ def save(growth: Growth, path: str | Path, *, history: Sequence[Mapping[str, Any
 
 
 def growth_step(growth: Growth) -> dict[str, Any]:
-    """Describe one growth so that :func:`load` can replay it: plan, votes, seed."""
+    """Describe one growth so that :func:`load` can replay it: plan, votes, seed, kind."""
     votes = growth.votes
     return {
         "plan": plan_dict(growth.plan),
         "votes": None if votes is None else votes_dict(votes),
         "seed": int(growth.report.get("seed", 0)),
+        "transfer": bool(growth.report.get("transfer")),
     }
 
 
@@ -93,8 +94,8 @@ def load(path: str | Path, base: torch.nn.Module | None = None) -> Growth:
     path : str or Path
         What :func:`save` wrote.
     base : torch.nn.Module
-        The model as it was before growth; only its structure matters, its weights are
-        replaced. It is not changed.
+        The model as it was before growth (after :func:`fxgrow.transfer`: the target); only
+        its structure matters, its weights are replaced. It is not changed.
 
     Returns
     -------
@@ -345,8 +346,10 @@ def _awake(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
 def _widen_again(
     module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], emit: str
 ) -> Growth:
-    from .api import widen  # here, because the API offers save and load itself
+    from .api import transferred_again, widen  # here, because the API offers save and load itself
 
+    if step.get("transfer"):  # its base is the wide model
+        return transferred_again(module, inputs, step, emit)
     additions = step["plan"]["additions"]
     return widen(module, inputs, additions, seed=step["seed"], emit=emit, verify=False)
 
