@@ -123,7 +123,8 @@ def match_units(source: Inspection, target: Inspection, old: Shapes, new: Shapes
         problems = list(_unlabelled(narrow, wide, old, new))
     if problems:
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise UnsupportedError(f"the target can't take over {'; '.join(problems[:_SHOWN])}{more}")
+        text = "; ".join(problems[:_SHOWN]) + more + _single_axes(narrow, wide, old)
+        raise UnsupportedError(f"the target can't take over {text}")
     grown, rows = [], []
     taken = {g.name for g in (*source.groups, *source.frozen)}
     for signature, units in wide.items():
@@ -176,6 +177,18 @@ def _add_single_units(
             narrow[signature] = Units(
                 units.groups, tuple(np.zeros((1, 1), dtype=np.int64) for _ in units.positions)
             )
+
+
+def _single_axes(
+    narrow: Mapping[Signature, Units], wide: Mapping[Signature, Units], old: Shapes
+) -> str:
+    labelled = {axis for signature in narrow for axis in signature.axes}
+    axes = (axis for signature in wide for axis in signature.axes)
+    single = sorted({(t, d) for t, d in axes if old[t][d] == 1} - labelled)
+    if not single:
+        return ""
+    where = listed(f"{tensor} dim {dim}" for tensor, dim in single)
+    return f"; a width of 1 in the source ({where}) is not told from no width at all"
 
 
 # ---------------------------------------------------------------- what does not fit
