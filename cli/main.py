@@ -227,6 +227,60 @@ def expand(
             render.line(text)
 
 
+@app.command()
+def transfer(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="The trained model: as MODEL elsewhere."),
+    ],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="A wider model of the same architecture: the same forms, e.g. file.py:factory.",
+        ),
+    ],
+    input: Shape = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="What builds SOURCE, when it is a file of weights.", metavar="MODEL"),
+    ] = None,
+    target_arch: Annotated[
+        str | None,
+        typer.Option(help="What builds TARGET, when it is a file of weights.", metavar="MODEL"),
+    ] = None,
+    trust_pickle: TrustPickle = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="A .safetensors file, to be opened with --arch TARGET; .pt pickles the whole "
+            "module. [default: <source>-grown.safetensors]",
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Load a trained model into a wider one that you built: match, copy, check, write."""
+    with _errors():
+        from . import render, work
+
+        path = work.output_for(source, output)
+        for given in (source, target):
+            work.check_output(path, {".safetensors", ".pt", ".pth"}, force=force, source=given)
+        narrow = work.open_model(source, arch, trust_pickle, input or (), seed)
+        wide = work.open_target(target, target_arch, trust_pickle, seed)
+        report = work.transfer(narrow, wide, seed, path)
+        if as_json:
+            render.as_json(report)
+            return
+        render.growth(report)
+        for text in work.remarks(report):
+            render.line(text)
+
+
 def _candidates(text: str) -> str | int:
     if text in {"auto", "paper"}:
         return text

@@ -77,11 +77,30 @@ class Task:
             **growing,
             process_group=self.here.team,
         )
-        if self.here.first and target.suffix == ".safetensors":
-            io.save(growth, target, history=self.found.history)
-        elif self.here.first:
-            io.pickle_module(growth.module, target)
-        return {**growth.report, "output": str(target)}
+        if not self.here.first:
+            return {**growth.report, "output": str(target)}
+        return _written(growth, target, self.found.history)
+
+
+def open_target(reference: str, arch: str | None, trust_pickle: bool, seed: int) -> Found:
+    """Load or build the model that is to take over another one's function."""
+    return find_model(reference, arch=arch, trust_pickle=trust_pickle, seed=seed)
+
+
+def transfer(narrow: Opened, wide: Found, seed: int, path: Path) -> dict[str, Any]:
+    """Load a narrow model into a wide one, and write that."""
+    growth = fxgrow.transfer(narrow.found.model, wide.model, narrow.inputs, seed=seed)
+    return {**_written(growth, path, ()), "random_votes": False}
+
+
+def _written(
+    growth: fxgrow.Growth, path: Path, history: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        io.save(growth, path, history=history)
+    else:
+        io.pickle_module(growth.module, path)
+    return {**growth.report, "output": str(path)}
 
 
 def open_model(

@@ -1,6 +1,6 @@
 """fxgrow: make trained PyTorch networks wider without starting again."""
 
-from .api import expand, inspect, plan_for, vote, widen
+from .api import expand, inspect, plan_for, transfer, vote, widen
 from .budgets import geometric
 from .errors import (
     BudgetError,
@@ -64,6 +64,7 @@ __all__ = [
     "rewrap",
     "rule",
     "save",
+    "transfer",
     "unwrap",
     "vote",
     "widen",

@@ -23,6 +23,7 @@ from .stages import (
     to_device,
     votes_on,
 )
+from .transfer import transfer, transferred_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from .ir import Growth, Plan, Unit, Votes
     from .rules.own import Declaration
 
-__all__ = ["expand", "inspect", "plan_for", "vote", "widen"]
+__all__ = ["expand", "inspect", "plan_for", "transfer", "transferred_again", "vote", "widen"]
 
 inspect = inspect_model
 

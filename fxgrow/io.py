@@ -78,12 +78,13 @@ def save(growth: Growth, path: str | Path, *, history: Sequence[Mapping[str, Any
 
 
 def growth_step(growth: Growth) -> dict[str, Any]:
-    """Describe one growth so that :func:`load` can replay it: plan, votes, seed."""
+    """Describe one growth so that :func:`load` can replay it: plan, votes, seed, kind."""
     votes = growth.votes
     return {
         "plan": plan_dict(growth.plan),
         "votes": None if votes is None else votes_dict(votes),
         "seed": int(growth.report.get("seed", 0)),
+        "transfer": bool(growth.report.get("transfer")),
     }
 
 
@@ -97,8 +98,8 @@ def load(
     path : str or Path
         What :func:`save` wrote.
     base : torch.nn.Module
-        The model as it was before growth; only its structure matters, its weights are
-        replaced. It is not changed.
+        The model as it was before growth (after :func:`fxgrow.transfer`: the target); only
+        its structure matters, its weights are replaced. It is not changed.
     rules : sequence of Declaration
         Those that the model was grown with, see :func:`fxgrow.inspect`.
 
@@ -317,10 +318,9 @@ def _checked_meta(path: Path, metadata: Mapping[str, str] | None) -> dict[str, A
     if schema != SCHEMA:
         msg = f"{path}: is of schema {schema!r}, this fxgrow reads {SCHEMA!r}; use another version"
         raise FileError(msg)
-    missing = {"steps", "inputs", "aliases", "emit", "verification"} - set(meta)
-    if missing or not meta["steps"]:
-        what = ", ".join(sorted(missing)) or "steps"
-        msg = f"{path}: its description lacks {what}; get the file again"
+    lacking = {"steps", "inputs", "aliases", "emit", "verification"} - set(meta)
+    if missing := sorted(lacking) or ([] if meta["steps"] else ["steps"]):
+        msg = f"{path}: its description lacks {', '.join(missing)}; get the file again"
         raise FileError(msg)
     return dict(meta)
 
@@ -349,10 +349,12 @@ def widen_again(
     module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Growth:
     """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
-    from .api import widen  # here, because the API offers save and load itself
+    from .api import transferred_again, widen  # here, because the API offers save and load itself
 
-    additions = step["plan"]["additions"]
-    return widen(module, inputs, additions, seed=step["seed"], verify=False, **options)
+    if step.get("transfer"):  # its base is the wide model
+        return transferred_again(module, inputs, step, options["emit"])
+    own = {"seed": step["seed"], "verify": False, **options}
+    return widen(module, inputs, step["plan"]["additions"], **own)
 
 
 def _fill(

@@ -203,7 +203,7 @@ class AxisMap:
     size : int
         New size of the axis.
     old : numpy.ndarray of int64, shape ``(old_size,)``
-        New position of every old position (strictly increasing).
+        New position of every old position (increasing, but for transfers: any order).
     """
 
     size: int

@@ -103,7 +103,7 @@ def spread(place: Place, old: torch.Tensor, new: torch.Tensor, *, mean: bool = F
     for slot, recipe in place.slots:
         if recipe == "copies":
             _repeat(new, slot)
-        elif mean:
+        elif mean and slot.old.size:  # a transfer may bring units unlike any old one
             _average(new, slot)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "check_growable",
     "example_of",
     "grow",
+    "input_spec",
     "shared_example",
     "to_device",
     "votes_on",
@@ -137,7 +138,7 @@ def grow(
     report["seed"] = seed
     report["emit"] = emit
     report["edits"] = list(rewritten.edits)
-    report["inputs"] = _input_spec(inputs)
+    report["inputs"] = input_spec(inputs)
     return Growth(
         rewritten.module,
         plan,
@@ -150,7 +151,9 @@ def grow(
     )
 
 
-def _input_spec(inputs: Inputs) -> dict[str, Any]:
+def input_spec(inputs: Inputs) -> dict[str, Any]:
+    """Describe example inputs in JSON types: shapes and dtypes, no values of tensors."""
+
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
