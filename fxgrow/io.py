@@ -98,8 +98,7 @@ def load(
     path : str or Path
         What :func:`save` wrote.
     base : torch.nn.Module
-        The model as it was before growth (after :func:`fxgrow.transfer`: the target); only
-        its structure matters, its weights are replaced. It is not changed.
+        The model as before growth (after :func:`fxgrow.transfer`: the target), for its structure.
     rules : sequence of Declaration
         Those that the model was grown with, see :func:`fxgrow.inspect`.
 
@@ -353,8 +352,8 @@ def widen_again(
 
     if step.get("transfer"):  # its base is the wide model
         return transferred_again(module, inputs, step, options["emit"])
-    own = {"seed": step["seed"], "verify": False, **options}
-    return widen(module, inputs, step["plan"]["additions"], **own)
+    additions, seed = step["plan"]["additions"], step["seed"]
+    return widen(module, inputs, additions, seed=seed, verify=False, **options)
 
 
 def _fill(
