@@ -121,14 +121,20 @@ def _filled(
     ):
         new = np.concatenate([slot.new.reshape(-1) for slot in fresh])
         if role == "consumer" or (mask and role == "per_unit"):
-            index = torch.from_numpy(new).to(tensor.device)
-            tensor.index_fill_(dim, index, 0.0 if role == "consumer" else 1.0)
+            _set(tensor, dim, new, 0.0 if role == "consumer" else 1.0)
         elif role == "producer":
             bound = 1 / math.sqrt(max(fan_in(shapes, name, dim), 1))
             draw(tensor, dim, new, bound, generator)
         else:
             _average(tensor, dim, new, fresh)
     return tensor
+
+
+def _set(tensor: torch.Tensor, dim: int, new: np.ndarray, value: float) -> None:
+    if (np.diff(new) == 1).all():  # side by side
+        tensor.narrow(dim, int(new[0]), len(new)).fill_(value)
+    else:
+        tensor.index_fill_(dim, torch.from_numpy(new).to(tensor.device), value)
 
 
 def _is_mask(tensor: torch.Tensor) -> bool:

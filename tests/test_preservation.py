@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import networks
+import numpy as np
 import pytest
 import torch
 from checks import difference, doubled, errors, outputs, randomised, run, step, untrained
@@ -15,6 +16,8 @@ from torch import nn
 
 import fxgrow
 from fxgrow.errors import FxgrowError
+from fxgrow.fills import draw
+from fxgrow.preserve import _set
 from fxgrow.rewrite import rewrite
 
 EXACT = 1e-10
@@ -274,3 +277,14 @@ def test_a_slot_left_out_is_noticed(name):
             groups = tuple(less if g is group else g for g in inspection.groups)
             with pytest.raises((FxgrowError, ValueError)):
                 rewrite(model, replace(inspection, groups=groups), {group.name: step(group)})
+
+
+@pytest.mark.parametrize("new", [[3, 7, 8, 6], [3, 4, 5, 6], [6, 5, 4, 3]])
+def test_new_entries_alone_are_written(new):
+    """Also where first and last are as far apart as neighbours in a row would be."""
+    tensor = torch.full((10, 4), 5.0)
+    _set(tensor, 0, np.array(new), 0.0)
+    assert [int(row) for row in (tensor[:, 0] == 0).nonzero()] == sorted(new)
+    drawn = torch.full((10, 4), 5.0)
+    draw(drawn, 0, np.array(new), 1.0, torch.Generator().manual_seed(0))
+    assert [int(row) for row in (drawn[:, 0] != 5).nonzero()] == sorted(new)
