@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,13 @@ from torch import fx
 from . import rules
 from .errors import DataError, TraceError
 from .plain import eagerly, modes_kept
-from .propagate import LABELS_KEY, LabelMode, Propagation, Value
+from .propagate import LABELS_KEY, LabelMode, Noted, Propagation, Value
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, is_user_function
+from .whole import hooked, is_own, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
@@ -122,18 +124,48 @@ class LabelExecutor(Executor):
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
+        module = self.modules[str(node.target)]
+        if not hides_sizes(module):
+            return super().call_module(node)
+        if is_own(module):
+            with self.inside(str(node.target)):
+                return super().call_module(node)
         value = super().call_module(node)
-        if hides_sizes(self.modules[str(node.target)]):
-            prefix = f"{node.target}."
-            axes = self.state.axes.items()
-            own = [labels for (name, _), labels in axes if name.startswith(prefix)]
-            tensors: list[torch.Tensor] = []
-            _walk((self.load(node.args), self.load(node.kwargs), value), tensors)
-            own += [p.labels for t in tensors for p in self.state.planes(t)]
-            where = self.state.where(type(self.modules[str(node.target)]).__name__)
-            for labels in own:
-                self.state.book.freeze(labels, "opaque", where)
+        self._freeze(str(node.target), module, (self.load(node.args), self.load(node.kwargs)), value)
         return value
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Watch what the Python code of an opaque leaf does with sizes."""
+        witness = self.state.witness
+        module = self.modules[name]
+
+        def hidden(part: nn.Module) -> bool:
+            return part is not module and not is_own(part) and hides_sizes(part)
+
+        def freeze(inner: str, part: nn.Module, args: Any, out: Any) -> None:
+            self._freeze(f"{name}.{inner}" if name else inner, part, args, out)
+
+        if witness is None:
+            yield
+            return
+        with hooked(module, hidden, after=freeze), witness:
+            witness.inside += 1
+            try:
+                yield
+            finally:
+                witness.inside -= 1
+
+    def _freeze(self, name: str, module: nn.Module, inputs: Any, value: Any) -> None:
+        """Freeze what a module touches whose sizes no table knows."""
+        axes = self.state.axes.items()
+        own = [labels for (tensor, _), labels in axes if tensor.startswith(f"{name}.")]
+        tensors: list[torch.Tensor] = []
+        _walk((inputs, value), tensors)
+        own += [p.labels for t in tensors for p in self.state.planes(t)]
+        where = self.state.where(type(module).__name__)
+        for labels in own:
+            self.state.book.freeze(labels, "opaque", where)
 
     def call_function(self, node: fx.Node) -> Any:
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
@@ -175,14 +207,6 @@ def hides_sizes(module: nn.Module) -> bool:
         return True
     children = any(True for child in module.children() for _ in child.parameters())
     return children or bool(_HIDDEN_SIZES & module.__dict__.keys())
-
-
-@dataclass(frozen=True, eq=False)
-class Noted:
-    """Shape and planes of a node's output."""
-
-    shape: tuple[int, ...]
-    planes: tuple[Any, ...]
 
 
 def _walk(value: Any, found: list[torch.Tensor]) -> None:
@@ -271,6 +295,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             LabelMode(state, rules),
+            watching(root, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)
     finally:

@@ -40,6 +40,7 @@ MESSAGES = {
     "spatial": "pooling over these positions mixes the units",
     "unknown_op": "an operation without a rule touches the units",
     "opaque": "the units pass through Python code that can't be traced, with sizes inside",
+    "hidden_size": "a size in the model's own Python code can't follow these units",
     "data_dependent": "the units are indexed by computed data",
     "in_place_view": "an in-place write into a view touches the units",
     "too_large": "the tensor is too large to be labelled position by position",

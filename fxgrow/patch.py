@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from .analyse import Noted
+from .propagate import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -21,6 +21,8 @@ from .planes import Axis, Labels, Plane
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .witness import Equation, Witness
+
 Planes = tuple[Plane, ...]
 LABELS_KEY = "_fxgrow_value"
 
@@ -37,6 +39,14 @@ class Value(NamedTuple):
 
 
 _CONSTANT = Value()
+
+
+@dataclass(frozen=True, eq=False)
+class Noted:
+    """Shape and planes of a node's output."""
+
+    shape: tuple[int, ...]
+    planes: tuple[Any, ...]
 
 
 class Call(NamedTuple):
@@ -74,10 +84,12 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
+    equations: list[Equation] = field(default_factory=list)
+    witness: Witness | None = None
 
     def where(self, op: str) -> Where:
-        """Return the current place in the graph, for ``op``."""
-        return Where(op, self.site)
+        """Return the current place in the graph (or inside a leaf), for ``op``."""
+        return Where(op, self.site if self.witness is None else self.witness.place())
 
     # -- values ----------------------------------------------------------------
 
@@ -128,6 +140,8 @@ class Propagation:
         """Attach planes to one output tensor, or to each of several."""
         if isinstance(out, torch.Tensor):
             out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
+            return
+        if not isinstance(out, (list, tuple)):  # a Python number
             return
         for tensor, own in zip(out, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
@@ -209,6 +223,8 @@ class LabelMode(TorchDispatchMode):
         # Only what depends on the inputs may be skipped: constants (index tables,
         # masks) must be real.
         live = any(v is not None and v.live for v in known)
+        if state.witness is not None:  # Python code may look at values: they must be real
+            shortcut = None
         out = shortcut(args, kwargs) if shortcut is not None and live else NotImplemented
         if out is NotImplemented:
             if rule is None and labelled:

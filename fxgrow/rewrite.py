@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
-from .errors import FxgrowError, UnsupportedError, VerificationError
+from .errors import FxgrowError, InputError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
@@ -21,7 +21,9 @@ from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, LabelMode, Propagation
 from .shuffle import make_explicit
+from .solve import apply_sizes
 from .trace import no_fast_path
+from .whole import patching
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -69,6 +71,8 @@ def rewrite(
 
     Raises
     ------
+    InputError
+        When a graph is asked for and the model is none.
     UnsupportedError
         When a size can't be made to fit.
     VerificationError
@@ -76,6 +80,11 @@ def rewrite(
     """
     model = plain(model)
     analysis = inspection.analysis
+    if emit == "graph" and analysis.traced.obstacle:
+        raise InputError(
+            f"{type(model).__name__} can't become a graph ({analysis.traced.obstacle}); pass "
+            "emit='module' (--emit module) to grow the model's own class"
+        )
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
     factors = {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
@@ -166,6 +175,12 @@ class _Widener(LabelExecutor):
         if touched:
             self._compare(node, self.known.get(node), value)
         return value
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """While a leaf runs, bring the attributes of torch's modules in it in line."""
+        with patching(self.modules[name], name, self.widened.edits):
+            yield
 
     def _touched(self, node: fx.Node) -> bool:
         """Whether the value of a node grows."""
@@ -258,6 +273,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    equations = analysis.state.equations
+    widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):

@@ -195,7 +195,8 @@ def votes_on(
     counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
     if not counts:
         raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
-    clone = rewrite(model, inspection, counts, seed=seed)
+    emit = "module" if inspection.analysis.traced.obstacle else "graph"
+    clone = rewrite(model, inspection, counts, seed=seed, emit=emit)
     return cast_votes(
         clone.module,
         clone.groups,

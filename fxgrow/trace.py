@@ -18,6 +18,7 @@ from .errors import InputError, TraceError
 from .module import GrownModule
 from .plain import duplicate, eagerly
 from .tracer import FAILURES, Flag, graph_of
+from .whole import whole_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,12 +84,14 @@ class Traced:
     """A shadow of the model (own structure, shared parameters) and its graphs.
 
     ``graphs`` maps ``"eval"`` and ``"train"`` to graphs; both are the same object
-    where the two modes do not differ.
+    where the two modes do not differ. ``obstacle`` says why the model is no graph; then
+    each graph only calls the model as it is.
     """
 
     root: nn.Module
     graphs: Mapping[str, fx.Graph]
     inputs: Inputs
+    obstacle: str = ""
 
     @property
     def distinct(self) -> list[tuple[str, fx.Graph]]:
@@ -142,8 +145,10 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def trace(model: nn.Module, example: Any) -> Traced:
+def trace(model: nn.Module, example: Any, *, whole: bool = False) -> Traced:
     """Trace a shadow of ``model`` in eval and in train mode.
+
+    A model that is no graph is called as it is, by a graph of one node.
 
     Parameters
     ----------
@@ -151,6 +156,8 @@ def trace(model: nn.Module, example: Any) -> Traced:
         Never changed: the shadow shares its parameters and copies all else.
     example : tensor, tuple, dict or Inputs
         Example inputs.
+    whole : bool
+        Do not try to trace; call the model as it is.
 
     Returns
     -------
@@ -161,13 +168,28 @@ def trace(model: nn.Module, example: Any) -> Traced:
     InputError
         When ``example`` is none of these.
     TraceError
-        When no graph of the whole model can be had.
+        When the model can't be copied.
     """
     inputs = Inputs.of(example)
     root = shadow(model)
+    if whole:
+        return _untraced(root, inputs, "it was not to be traced")
     _refuse_computed(root)
     if isinstance(root, GrownModule):  # carries its graphs
         return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs)
+    try:
+        return Traced(root, _graphs(root, inputs), inputs)
+    except TraceError as error:
+        # What tracing left on the shadow (caches of traced values) must not be run.
+        return _untraced(shadow(model), inputs, str(error))
+
+
+def _untraced(root: nn.Module, inputs: Inputs, why: str) -> Traced:
+    graphs = {mode: whole_graph(inputs) for mode in ("eval", "train")}
+    return Traced(root, graphs, inputs, why)
+
+
+def _graphs(root: nn.Module, inputs: Inputs) -> dict[str, fx.Graph]:
     modules = dict(root.named_modules(remove_duplicate=True))
     modes = {name: module.training for name, module in modules.items()}
     graphs = {}
@@ -186,7 +208,7 @@ def trace(model: nn.Module, example: Any) -> Traced:
             module.training = modes[name]
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
-    return Traced(root, graphs, inputs)
+    return graphs
 
 
 def _refuse_computed(root: nn.Module) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILURES", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
-_OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
+OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
     TypeError,
     ValueError,
@@ -51,7 +51,7 @@ def _location() -> str:
     # Beyond the tracer lies the caller's code, which is not the model's.
     while frame is not None and frame.f_code is not graph_of.__code__:
         name = frame.f_code.co_filename
-        if not name.startswith(_OWN) and not name.startswith("<"):
+        if not name.startswith(OWN) and not name.startswith("<"):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

@@ -71,7 +71,7 @@ def copy_(state: Propagation, call: Call) -> Any:
 
 def unlabelled(state: Propagation, call: Call) -> Any:
     """Results that carry no labels (scalars, shapes, fresh tensors)."""
-    return () if isinstance(call.out, torch.Tensor) else [()] * len(call.out)
+    return [()] * len(call.out) if isinstance(call.out, (list, tuple)) else ()
 
 
 def unknown(state: Propagation, call: Call) -> Any:
