@@ -73,9 +73,20 @@ def _errors(old: nn.Module, new: nn.Module, example: Any, *, wide: bool) -> dict
     """Largest relative difference by mode."""
     twins = _twin(old, wide=wide), _twin(new, wide=wide)
     return {
-        training: _difference(*_outputs(*twins, example, training=training, wide=wide))
+        training: _difference(*_compared(*twins, example, training=training, wide=wide))
         for training in (False, True)
     }
+
+
+def _compared(
+    old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide: bool
+) -> tuple[Any, Any]:
+    """Outputs of both, without the rounding of casts that the models' code makes, if possible."""
+    try:
+        with _Exact():
+            return _outputs(old, new, example, training=training, wide=wide)
+    except (RuntimeError, _CastsByHand, VerificationError):
+        return _outputs(old, new, example, training=training, wide=wide)
 
 
 def _outputs(
@@ -136,6 +147,25 @@ class _NoDropout(TorchFunctionMode):
             else:
                 kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
+
+
+class _Exact(TorchFunctionMode):
+    """Leaves float64 tensors as they are where the code casts them to something narrower."""
+
+    _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and first.dtype == torch.float64:
+            if getattr(func, "__name__", "") in {"float", "half", "bfloat16"}:
+                return first
+            args = tuple(torch.float64 if self._narrow(a) else a for a in args)
+            kwargs = {k: torch.float64 if self._narrow(a) else a for k, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _narrow(self, value: Any) -> bool:
+        return isinstance(value, torch.dtype) and value in self._NARROW
 
 
 def _twin(model: nn.Module, *, wide: bool) -> nn.Module:

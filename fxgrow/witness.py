@@ -182,7 +182,8 @@ def _view(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _create(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
-    return _shaped(witness, _flat(args[:1] if _nested(args) else args) or kwargs.get("size"), out)
+    given = _flat(args[:1] if _nested(args) else args) or list(kwargs.get("size", ()))
+    return _shaped(witness, given, out)
 
 
 def _nested(args: Any) -> bool:
