@@ -131,7 +131,9 @@ class LabelExecutor(Executor):
             with self.inside(str(node.target)):
                 return super().call_module(node)
         value = super().call_module(node)
-        self._freeze(str(node.target), module, (self.load(node.args), self.load(node.kwargs)), value)
+        self._freeze(
+            str(node.target), module, (self.load(node.args), self.load(node.kwargs)), value
+        )
         return value
 
     @contextmanager

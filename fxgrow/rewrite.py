@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from . import rules
-from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .analyse import Analysis, Executor, LabelExecutor, tensor_names
 from .errors import FxgrowError, InputError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
@@ -19,7 +19,7 @@ from .module import GrownModule, copy_graph
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers, patch_module, patch_parametrized
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
-from .propagate import LABELS_KEY, LabelMode, Propagation
+from .propagate import LABELS_KEY, LabelMode, Noted, Propagation
 from .shuffle import make_explicit
 from .solve import apply_sizes
 from .trace import no_fast_path

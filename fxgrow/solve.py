@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .ir import Group
+    from .labels import LabelBook
     from .propagate import Propagation
     from .tracked import Expr
     from .witness import Equation
@@ -125,25 +126,16 @@ def freeze_hidden(root: nn.Module, state: Propagation, groups: Sequence[Group]) 
 
     Each group is tried alone, with one step of its units.
     """
-    equations = _distinct(state.equations)
-    if not equations:
-        return False
-    old = {
-        a: read(root, a) for e in equations for a in attributes_of(e.given) | attributes_of(e.wanted)
-    }
-    plain = Sizes(state.book, np.zeros(state.book.size, dtype=np.int64))
-    # What a run shows must hold before growth, too: a size that changes on the way is no size.
-    equations = [e for e in equations if _holds(e, old, plain)]
+    old, equations = _valid(root, state.equations, state.book)
     touching, linked = _index(state, equations)
+    roots = state.book.find(np.arange(state.book.size))
     frozen = False
     for group in groups:
         units = _units(state, group)
         chosen = _reached(units, touching, linked, equations)
-        gain = np.zeros(state.book.size, dtype=np.int64)
-        gain[np.isin(state.book.find(np.arange(state.book.size)), units)] = group.multiple_of
-        if group.multiple_of == 1:
-            gain[:] = 0
-            gain[state.book.find(np.arange(state.book.size)) == units[0]] = 1
+        # One unit more, or where only all of them together can grow: one more of each.
+        grown = units if group.multiple_of > 1 else units[:1]
+        gain = np.isin(roots, grown).astype(np.int64)
         try:
             solve(chosen, old, Sizes(state.book, gain))
         except Conflict as conflict:
@@ -153,19 +145,30 @@ def freeze_hidden(root: nn.Module, state: Propagation, groups: Sequence[Group]) 
     return frozen
 
 
+def _valid(
+    root: nn.Module, equations: Iterable[Equation], book: LabelBook
+) -> tuple[dict[Attribute, int], list[Equation]]:
+    """Attributes' values now, and the equations that hold with them.
+
+    An attribute that the code changes as it runs is no size that growth could set.
+    """
+    given = list(equations)
+    old = {
+        attribute: read(root, attribute)
+        for equation in given
+        for side in (equation.given, equation.wanted)
+        for attribute in attributes_of(side)
+    }
+    as_it_is = Sizes(book, np.zeros(book.size, dtype=np.int64))
+    valid = [e for e in given if _value(e.given, old, as_it_is) == _value(e.wanted, old, as_it_is)]
+    return old, valid
+
+
 def _words(conflict: Conflict) -> str:
-    given, wanted, where = conflict.equation
+    given, _, where = conflict.equation
     read_as = text(given) if not isinstance(given, int) else f"the number {given}"
     op = where.op or "comparison"
     return f"{op}: {read_as} would have to become {conflict.needed}, not {conflict.found}"
-
-
-def _holds(equation: Equation, old: Mapping[Attribute, int], sizes: Sizes) -> bool:
-    return _value(equation.given, old, sizes) == _value(equation.wanted, old, sizes)
-
-
-def _distinct(equations: Iterable[Equation]) -> list[Equation]:
-    return list(equations)
 
 
 def _units(state: Propagation, group: Group) -> np.ndarray:
@@ -222,13 +225,7 @@ def apply_sizes(
     UnsupportedError
         When no values fit.
     """
-    old = {
-        a: read(shadow, a)
-        for e in equations
-        for a in attributes_of(e.given) | attributes_of(e.wanted)
-    }
-    plain = Sizes(sizes.book, np.zeros_like(sizes.gain))
-    valid = [e for e in equations if _holds(e, old, plain)]
+    old, valid = _valid(shadow, equations, sizes.book)
     try:
         values = solve(valid, old, sizes)
     except Conflict as conflict:

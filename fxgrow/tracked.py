@@ -21,8 +21,8 @@ from .patch import ATTRIBUTES
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from .propagate import Noted
     from .patch import Sizes
+    from .propagate import Noted
 
 __all__ = [
     "Attribute",

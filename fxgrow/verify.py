@@ -81,7 +81,7 @@ def _errors(old: nn.Module, new: nn.Module, example: Any, *, wide: bool) -> dict
 def _compared(
     old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide: bool
 ) -> tuple[Any, Any]:
-    """Outputs of both, without the rounding of casts that the models' code makes, if possible."""
+    """Run both, without the rounding of casts that the models' code makes, if possible."""
     try:
         with _Exact():
             return _outputs(old, new, example, training=training, wide=wide)

@@ -14,8 +14,8 @@ from torch import fx, nn
 
 from .patch import patch_module
 from .propagate import LABELS_KEY
-from .witness import Witness
 from .tracked import tracked_attributes
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def whole_graph(inputs: Inputs) -> fx.Graph:
     """Graph whose only operation calls the root, with the arguments that ``inputs`` have."""
     graph = fx.Graph()
     args = [graph.placeholder(f"argument_{i}") for i in range(len(inputs.args))]
-    kwargs = {name: graph.placeholder(name) for name in inputs.kwargs}
+    kwargs: dict[str, Any] = {name: graph.placeholder(name) for name in inputs.kwargs}
     called = graph.create_node("call_module", "", tuple(args), kwargs, name="root")
     called.meta["source"] = ""
     graph.output(called)
@@ -43,7 +43,9 @@ def is_own(module: nn.Module) -> bool:
     return children or not type(module).__module__.startswith("torch.nn")
 
 
-def opaque_leaves(root: nn.Module, graph: fx.Graph, hides: Callable[[nn.Module], bool]) -> list[str]:
+def opaque_leaves(
+    root: nn.Module, graph: fx.Graph, hides: Callable[[nn.Module], bool]
+) -> list[str]:
     """Names of the modules that a graph calls as they are, with sizes of their own."""
     names = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
     found = []

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import operator
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
-from .propagate import Noted
 from .labels import Where
-from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
+from .planes import Plane
+from .propagate import LABELS_KEY, Noted
 from .tracer import OWN
+from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -89,6 +92,9 @@ class Witness(TorchFunctionMode):
 
     def note(self, tensor: torch.Tensor) -> Noted:
         """Shape and planes of a tensor."""
+        name = self.state.names.get(id(tensor))
+        if name is not None and LABELS_KEY not in tensor.__dict__:
+            return _Weight(tuple(tensor.shape), (), self.state, name)
         return Noted(tuple(tensor.shape), self.state.planes(tensor))
 
     def dim(self, tensor: torch.Tensor, dim: int) -> Expr:
@@ -118,7 +124,7 @@ class Witness(TorchFunctionMode):
     def _sizes(self, tensor: torch.Tensor, out: Any, args: Any, kwargs: Any) -> Any:
         """Shape whose labelled dimensions are tracked."""
         noted = self.note(tensor)
-        if not noted.planes:
+        if not any(_labelled(noted, d) for d in range(tensor.ndim)):
             return out
         if isinstance(out, int):
             dim = int(args[0] if args else kwargs["dim"]) % tensor.ndim
@@ -132,12 +138,38 @@ class Witness(TorchFunctionMode):
         return TrackedInt.of(size, Dim(noted, dim), self.tell)
 
 
+@dataclass(frozen=True, eq=False)
+class _Weight(Noted):
+    """A parameter, whose axes are labelled where an operation needs them: asking must not."""
+
+    state: Propagation
+    name: str
+
+    def __getattribute__(self, key: str) -> Any:
+        if key == "planes":
+            return self.labelled
+        return super().__getattribute__(key)
+
+    @cached_property
+    def labelled(self) -> tuple[Plane, ...]:
+        """Planes of the axes that have labels by the end of the run."""
+        planes = []
+        for dim, size in enumerate(self.shape):
+            labels = self.state.axes.get((self.name, dim))
+            if labels is not None:
+                shape = [size if d == dim else 1 for d in range(len(self.shape))]
+                planes.append(Plane(labels.reshape(shape)))
+        return tuple(planes)
+
+
 def _labelled(noted: Noted, dim: int) -> bool:
+    if isinstance(noted, _Weight):
+        return noted.shape[dim] > 1
     return any(plane.labels.shape[dim] > 1 for plane in noted.planes)
 
 
 Pairs = list[tuple[Expr, Expr]]
-_SHAPE = torch.Tensor.shape.__get__
+_SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # a descriptor, at run time
 _IN_PLACE = {"__setitem__"}
 # Functions of torch with sizes inside, which are not seen one by one.
 _OPAQUE = {"multi_head_attention_forward"}
@@ -208,9 +240,7 @@ def _split(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
         sizes = [given] * (len(out) - 1) + [given] * (out[-1].shape[dim] == int(given))
     else:
         sizes = list(given)
-    return [
-        (expression(g), witness.dim(piece, dim)) for g, piece in zip(sizes, out, strict=False)
-    ]
+    return [(expression(g), witness.dim(piece, dim)) for g, piece in zip(sizes, out, strict=False)]
 
 
 def _chunk(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -220,7 +250,7 @@ def _chunk(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _place(witness: Witness, noted: Noted, dim: int, given: Any) -> Pairs:
-    """A position or bound of dimension ``dim``; negative ones count from its end."""
+    """Place a position or bound of dimension ``dim``; negative ones count from its end."""
     size = int(noted.shape[dim])
     value = int.__int__(given)
     if not -size <= value <= size:
@@ -288,7 +318,7 @@ def _group_norm(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _whole_groups(witness: Witness, x: torch.Tensor, groups: int) -> Pairs:
-    """Groups are added; each keeps its channels."""
+    """Say that groups are added, and each keeps its channels."""
     if int.__int__(groups) == 1:
         return []
     per = int(x.shape[1]) // int.__int__(groups)

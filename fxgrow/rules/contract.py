@@ -283,14 +283,14 @@ def attention(state: Propagation, call: Call) -> Any:
     return planes if out is call.out else [planes] + [()] * 16
 
 
-def _repeated(planes: Planes, times: int) -> Planes:
+def _repeated(planes: Iterable[Plane], times: int) -> list[Plane]:
     """Planes of heads that are each read ``times`` times in a row."""
     if times == 1:
-        return planes
-    return tuple(
+        return list(planes)
+    return [
         Plane(np.repeat(p.labels, times, axis=1) if p.labels.shape[1] > 1 else p.labels, p.zero)
         for p in planes
-    )
+    ]
 
 
 def embedding(state: Propagation, call: Call) -> list[Plane]:
