@@ -16,6 +16,7 @@ from .plan import make_plan
 from .stages import (
     as_plan,
     check_budget,
+    check_emit,
     check_growable,
     example_of,
     grow,
@@ -162,6 +163,7 @@ def plan_for(
     exclude: Sequence[str] = (),
     seed: int = 0,
     example_inputs: Any = None,
+    emit: str = "module",
     progress: Progress | None = None,
 ) -> tuple[Inspection, Votes, Plan]:
     """Decide where a budget goes, without growing anything.
@@ -187,6 +189,8 @@ def plan_for(
     seed : int
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
+    emit : {"graph", "module"}
+        What is to be made of the plan: refused here, before voting, if the model is no graph.
     progress : callable, optional
         Told ``(stage, done, total)``.
 
@@ -211,6 +215,7 @@ def plan_for(
         check_data(data)
     example = example_of(model, data, example_inputs)
     inspection = inspect(model, example, include=include, exclude=exclude)
+    check_emit(inspection, emit)
     check_growable(inspection)
     cast: Votes | None = None
     if distributor == "svod":
@@ -320,6 +325,7 @@ def expand(
         exclude=exclude,
         seed=seed,
         example_inputs=example_inputs,
+        emit=emit,
         progress=progress,
     )
     growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)

@@ -86,6 +86,7 @@ class Propagation:
     site: object = None
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
+    real: bool = False  # whether Python code may look at values, so that all are computed
 
     def where(self, op: str) -> Where:
         """Return the current place in the graph (or inside a leaf), for ``op``."""
@@ -223,7 +224,7 @@ class LabelMode(TorchDispatchMode):
         # Only what depends on the inputs may be skipped: constants (index tables,
         # masks) must be real.
         live = any(v is not None and v.live for v in known)
-        if state.witness is not None:  # Python code may look at values: they must be real
+        if state.real:
             shortcut = None
         out = shortcut(args, kwargs) if shortcut is not None and live else NotImplemented
         if out is NotImplemented:

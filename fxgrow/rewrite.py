@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from . import rules
 from .analyse import Analysis, Executor, LabelExecutor, tensor_names
-from .errors import FxgrowError, InputError, UnsupportedError, VerificationError
+from .errors import FxgrowError, UnsupportedError, VerificationError
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
@@ -71,8 +71,6 @@ def rewrite(
 
     Raises
     ------
-    InputError
-        When a graph is asked for and the model is none.
     UnsupportedError
         When a size can't be made to fit.
     VerificationError
@@ -80,11 +78,6 @@ def rewrite(
     """
     model = plain(model)
     analysis = inspection.analysis
-    if emit == "graph" and analysis.traced.obstacle:
-        raise InputError(
-            f"{type(model).__name__} can't become a graph ({analysis.traced.obstacle}); pass "
-            "emit='module' (--emit module) to grow the model's own class"
-        )
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
     factors = {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
@@ -273,6 +266,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    state.real = analysis.state.real
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
     modules = dict(root.named_modules())

@@ -215,6 +215,12 @@ def _reached(
     return [equations[n] for n in sorted(found)]
 
 
+def _computed_later(owner: Any, name: str) -> bool:
+    """Whether :mod:`fxgrow.patch` computes an attribute from what it was, when the module runs."""
+    own = type(owner).__module__.partition(".")[0] == "torch"
+    return own and (name in {"num_groups", "num_channels"} or getattr(owner, "transposed", False))
+
+
 def apply_sizes(
     root: nn.Module, shadow: nn.Module, equations: Sequence[Equation], sizes: Sizes
 ) -> list[str]:
@@ -239,6 +245,8 @@ def apply_sizes(
         if new == old[attribute]:
             continue
         owner = _owner(root, attribute)
+        if _computed_later(owner, attribute.name):
+            continue
         value: Any = new
         if attribute.index is not None:
             whole = list(owner.__dict__[attribute.name])

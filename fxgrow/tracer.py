@@ -328,9 +328,7 @@ def graph_of(root: nn.Module, inputs: Inputs) -> fx.Graph:
             graph = _attempt(root, inputs, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
-            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
-            "Its forward does with tensors what a graph can't hold; grow a submodule that has a "
-            "plain forward"
+            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
         ) from error
     _drop_unused(graph)
     return graph

@@ -65,6 +65,7 @@ def watching(
     if not leaves:
         yield
         return
+    state.real = True
     witness = state.witness = Witness(state, root)
     with tracked_attributes(root, leaves, witness.tell):
         try:

@@ -55,7 +55,7 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
 
 def scan(state: Propagation, call: Call) -> Any:
     """Operations along one dimension that keep its size (softmax, cumsum, sort), or cut it."""
-    dims = _dims(call, 1)
+    dims = _dims(call, 2 if call.name == "topk" else 1)
     planes = state.planes(call.args[0])
     book, where = state.book, state.where(call.name)
     result = []
