@@ -304,7 +304,8 @@ def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
                 tensor.__dict__.pop(LABELS_KEY, None)
         for buffer, version, value in buffers:
             buffer.__dict__.pop(LABELS_KEY, None)
-            if buffer._version != version:
+            # Batch norm's kernel updates its statistics without counting a version.
+            if buffer._version != version or not torch.equal(buffer, value):
                 buffer.copy_(value)
 
 

@@ -113,6 +113,8 @@ class Witness(TorchFunctionMode):
         before = self.note(target) if isinstance(target, torch.Tensor) else None
         out = func(*args, **kwargs)
         if name in _OPAQUE:
+            for tensor in args[:3]:
+                self.state.freeze(self.state.planes(tensor), "opaque", name)
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
         handler = TABLE.get(name)
