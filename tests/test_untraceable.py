@@ -327,10 +327,19 @@ def test_both_front_ends_find_the_same_units(name, monkeypatch):
     assert not traced.analysis.traced.obstacle
     assert whole.analysis.traced.obstacle
     assert partition(traced) == partition(whole)
-    some = {g.name: g.multiple_of for g in whole.groups[:3]}
-    growth = fxgrow.widen(model.double(), x.double(), some, emit="module")
-    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
     # What only one of them can grow is told with a reason of its own.
     known = {"hidden_size", "reshape", "opaque"}
     lost = {g.name for g in traced.groups} - {g.name for g in whole.groups}
     assert all(g.reason.code in known for g in whole.frozen if g.name in lost)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet"])
+def test_statistics_survive_growth_of_the_own_class(name, monkeypatch):
+    torch.manual_seed(0)
+    model, x = TRACEABLE[name]().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    monkeypatch.setattr(inspections, "trace", lambda *given: trace(*given, whole=True))
+    growth = fxgrow.widen(model, x, 1, emit="module")
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    assert all(
+        int(b.sum()) == 0 for k, b in growth.module.named_buffers() if k.endswith("_tracked")
+    )
