@@ -11,7 +11,10 @@ from torch import fx
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EPSILONS", "follow_shape", "holds_epsilon", "scale_epsilon"]
+__all__ = ["EPSILONS", "OWN_EPSILON", "follow_shape", "holds_epsilon", "scale_epsilon"]
+
+OWN_EPSILON = "fxgrow_eps"
+"""Key of a node's ``meta``: the attribute that a module of the user's keeps its eps in."""
 
 # Function → position and default of its argument ``eps``. None stands for rounding errors of
 # the dtype, and stays.
@@ -45,12 +48,13 @@ def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) 
             edits.append(f"{node.name}: eps {old:g} → {old * ratio:g}")
     owner = _owner(node)
     module = root.get_submodule(owner)
-    eps = module.__dict__.get("eps")
+    name = node.meta.get(OWN_EPSILON, "eps")
+    eps = module.__dict__.get(name)
     if owner in done or not isinstance(eps, float):
         return edits
     done.add(owner)
-    module.__dict__["eps"] = eps * ratio
-    return [*edits, f"{owner}.eps: {eps:g} → {eps * ratio:g}"]
+    module.__dict__[name] = eps * ratio
+    return [*edits, f"{owner}.{name}: {eps:g} → {eps * ratio:g}"]
 
 
 def follow_shape(node: fx.Node, root: nn.Module) -> list[str]:

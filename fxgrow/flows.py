@@ -101,6 +101,11 @@ def noise(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
     return _ONE
 
 
+def nothing(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of zeros of the operand's shape: a sum of no products."""
+    return Flow(frozenset(), calm=True, still=True)
+
+
 _ONE = Flow(frozenset({()}))
 
 

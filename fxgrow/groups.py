@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from .aligned import in_steps
 from .ir import Group, Reason, Slot
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
@@ -292,19 +293,14 @@ def _finish(
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(group)
+    draft = in_steps(analysis.state, draft)
     costs = _costs(analysis, draft)
     priced = []
     for group in draft:
         one = {group.name: 1}
-        priced.append(
-            replace(
-                group,
-                params_per_unit=costs.params([group], one),
-                flops_per_unit=costs.flops([group], one),
-            )
-            if group.growable
-            else group
-        )
+        params, flops = costs.params([group], one), costs.flops([group], one)
+        cost = replace(group, params_per_unit=params, flops_per_unit=flops)
+        priced.append(cost if group.growable else group)
     growable = tuple(g for g in priced if g.growable)
     frozen = tuple(g for g in priced if g.reason is not None and g.reason.code != "kernel")
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))

@@ -90,6 +90,8 @@ class Propagation:
     computed: bool = False  # whether all values are computed, for code that looks at them
     paused: bool = False  # whether what runs is left to a rule of the caller
     resized: bool = False  # whether sizes of blanks made here follow the width
+    aligned: list[tuple[Labels, int]] = field(default_factory=list)  # rows, entries of a block
+    blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from .analyse import Analysis, LabelExecutor, tensor_names
 from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
+from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
@@ -27,6 +28,7 @@ from .shuffle import make_explicit
 from .solve import apply_sizes
 from .trace import no_fast_path
 from .whole import tidy
+from .witness import Locator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -179,6 +181,7 @@ class _Widener(LabelExecutor):
         self.widened = widened
         self.sizes = sizes
         self.before = analysis.traced.root
+        self.blanks, self.locate = analysis.state.blanks, Locator(widened.root)
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
         origins = widened.origins
@@ -223,7 +226,9 @@ class _Widener(LabelExecutor):
     def inside(self, name: str) -> Iterator[None]:
         """While a leaf runs, bring the attributes of the layers in it in line."""
         module, edits = self.modules[name], self.widened.edits
-        with patching_inside(module, name, edits, self.rules.declared), super().inside(name):
+        patching = patching_inside(module, name, edits, self.rules.declared)
+        blanks = Blanks(self.state, self.locate, self.blanks)
+        with patching, blanks, super().inside(name):
             yield
         tidy(module)
 
@@ -333,6 +338,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     state.computed = analysis.state.computed
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
+    for node, (kind, ratio) in widened.ratios.items():
+        if kind == "eps" and node not in analysis.planes:  # lies in code that is no graph
+            widened.edits.extend(scale_epsilon(node, root, ratio, widened.scaled))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):

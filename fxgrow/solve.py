@@ -135,9 +135,10 @@ def freeze_hidden(root: nn.Module, state: Propagation, groups: Sequence[Group]) 
     for group in groups:
         units = _units(state, group)
         chosen = _reached(units, touching, linked, equations)
-        # One unit more, or where only all of them together can grow: one more of each.
-        grown = units if group.multiple_of > 1 else units[:1]
-        gain = np.isin(roots, grown).astype(np.int64)
+        # One step: of the first unit, or where all of them grow together one more of each.
+        copies = group.recipe == "copies"
+        step = 1 if copies else group.multiple_of
+        gain = step * np.isin(roots, units if copies else units[:1]).astype(np.int64)
         try:
             solve(chosen, old, Sizes(state.book, gain))
         except Conflict as conflict:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import fx
 
-from .epsilon import holds_epsilon
+from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import Flow
 from .ir import Filling, Norm
+from .ownnorm import as_norm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -143,7 +144,18 @@ class _Judge:
             return Norm(node, "eps", gains) if gains else None
         if mixing.where.op == "mean" and node.target in {"mean", torch.mean}:
             return Norm(node, "mean", ())
-        return None
+        return self._own(node) if node.op == "call_module" else None
+
+    def _own(self, node: fx.Node) -> Norm | None:
+        """Find out whether a module of the user's is a norm: by how it behaves."""
+        module = self.analysis.traced.root.get_submodule(str(node.target))
+        width = len(self.slots[0].positions)
+        found = as_norm(module, width, self.recipe)
+        if found is None:
+            return None
+        node.meta[OWN_EPSILON] = found.epsilon
+        name = self.analysis.state.names.get(id(getattr(module, found.gain)))
+        return None if name is None else Norm(node, "eps", ((name, 0),))
 
     def _gains(self, node: fx.Node) -> tuple[Axis, ...]:
         """Find the weight of a norm that ATen takes apart."""

@@ -18,6 +18,7 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
+from .blanks import MAKERS, label_blank, site_of
 from .labels import Where
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
@@ -138,11 +139,21 @@ class Witness(TorchFunctionMode):
                 self.state.freeze(self.state.planes(tensor), "opaque", name)
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
+        if name in MAKERS:
+            self._blank(name, args, kwargs, out)
         handler = TABLE.get(name)
         pairs = [] if handler is None else handler(self, args, kwargs, before or out)
         for given, wanted in pairs if handler is not None else _kept((args, kwargs)):
             self.tell(given, wanted, name)
         return out
+
+    def _blank(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> None:
+        """Label zeros and their like along the sizes that the code holds."""
+        given = _made(args[name.startswith("new_") :], kwargs)
+        dims = tuple(d for d, size in enumerate(given) if isinstance(size, TrackedInt) and size > 1)
+        if dims and out.is_floating_point() and len(given) == out.ndim:
+            label_blank(self.state, out, dims)
+            self.state.blanks[site_of(name, self.locate())] = dims
 
     def _sizes(self, tensor: torch.Tensor, out: Any, args: Any, kwargs: Any) -> Any:
         """Shape whose labelled dimensions are tracked."""
@@ -237,8 +248,12 @@ def _view(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _create(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
-    given = _flat(args[:1] if _nested(args) else args) or list(kwargs.get("size", ()))
-    return _shaped(witness, given, out)
+    return _shaped(witness, _made(args, kwargs), out)
+
+
+def _made(args: Any, kwargs: Any) -> list[Any]:
+    """Sizes that a function is given to make a tensor of."""
+    return _flat(args[:1] if _nested(args) else args) or list(kwargs.get("size", ()))
 
 
 def _nested(args: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..flows import Flow, fixed, noise, product, same, total
+from ..flows import Flow, fixed, noise, nothing, product, same, total
 from ..planes import Plane
 from . import contract, recurrent, reduce, shape
 from .own import Rules, resizable, rule
@@ -36,6 +36,7 @@ _FLOWS: dict[str, Combine] = {
     **dict.fromkeys(("mul", "div"), product),
     **dict.fromkeys(("add", "sub"), total),
     "bernoulli": noise,
+    **dict.fromkeys(("zeros_like", "zero"), nothing),
     **dict.fromkeys(
         ["clone", "detach", "alias", "_to_copy", "neg", "lift_fresh", "contiguous"], same
     ),
@@ -179,6 +180,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.addmm, "addmm"),
     _family(contract.bmm, "bmm"),
     _family(contract.baddbmm, "baddbmm"),
+    _family(contract.grouped_mm, "_grouped_mm"),
     _family(contract.mv, "mv"),
     _family(contract.dot, "dot vdot"),
     _family(contract.linear, "linear"),
@@ -213,6 +215,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.roll, "roll flip"),
     _family(shape.pad, "constant_pad_nd"),
     _family(shape.index, "index index_select"),
+    _family(shape.scatter, "index_add index_copy"),
     _family(shape.im2col, "im2col"),
     _family(
         shape.execute,

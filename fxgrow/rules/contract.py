@@ -106,6 +106,25 @@ def bmm(state: Propagation, call: Call) -> list[Plane]:
     return _matmul(state, call, call.args[0], call.args[1], (0, 1, 3), (0, 3, 2))
 
 
+def grouped_mm(state: Propagation, call: Call) -> list[Plane]:
+    """``(T, K) @ (E, K, N)``: data decide which of E matrices each row meets."""
+    x, w = call.args[:2]
+    if x.ndim != 2 or w.ndim != 3:
+        for tensor in (x, w):
+            state.freeze(state.planes(tensor), "unknown_op", call.name)
+        return []
+    rows, columns = state.planes(x), state.planes(w)
+    block = 16 // math.gcd(16, w.element_size())  # of memory, that rows are made of
+    state.aligned += [(p.labels, block) for p in (*rows, *columns) if p.dims in {(1,), (2,)}]
+    state.freeze([p for p in columns if 0 in p.dims], "data_dependent", call.name)
+    columns = tuple(p for p in columns if 0 not in p.dims)
+    left = (spread(rows, (0, 2), 3), [x.shape[0], 1, x.shape[1]], state.is_weight(x))
+    flat = [p._replace(labels=p.labels[0]) for p in columns]
+    right = (spread(flat, (2, 1), 3), [1, w.shape[2], w.shape[1]], state.is_weight(w))
+    planes = squeeze_to(contraction(state, call.name, left, right, [2]), (0, 1))
+    return _add_bias(state, call, planes, call.arg(3, "bias"))
+
+
 def mv(state: Propagation, call: Call) -> list[Plane]:
     """``(M, K) @ (K,)``."""
     return _matmul(state, call, call.args[0], call.args[1], (0, 1), (1,))

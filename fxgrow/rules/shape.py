@@ -12,7 +12,7 @@ from ..labels import Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..propagate import Call, Planes, Propagation
 
@@ -281,6 +281,20 @@ def index(state: Propagation, call: Call) -> list[Plane]:
             if touched & set(plane.dims):
                 state.freeze([plane], "data_dependent", call.name)
     return execute(state, call)
+
+
+def scatter(state: Propagation, call: Call) -> list[Plane]:
+    """Entries of one dimension are added to, or replaced, where data say so."""
+    target, dim = call.args[0], call.args[1] % max(call.args[0].ndim, 1)
+    source = call.args[3] if len(call.args) > 3 else call.kwargs.get("source")
+    operands: list[tuple[list[Plane], Sequence[int]]] = []
+    for tensor in (target, source):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        planes = state.planes(tensor)
+        state.freeze([p for p in planes if dim in p.dims], "data_dependent", call.name)
+        operands.append(([p for p in planes if dim not in p.dims], tensor.shape))
+    return state.book.meet(operands, target.ndim, state.where(call.name), flow=total)
 
 
 def im2col(state: Propagation, call: Call) -> list[Plane]:

@@ -1,0 +1,70 @@
+"""Blank tensors (zeros and their like) that Python code makes at a width that it holds.
+
+Their entries are all alike, so they may grow with whatever they meet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .planes import Plane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .propagate import Propagation
+    from .witness import Locator
+
+__all__ = ["MAKERS", "Blanks", "label_blank", "site_of"]
+
+MAKERS = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"})
+"""Functions that make them."""
+
+Site = tuple[str, str, str]
+
+
+def site_of(name: str, node: Any) -> Site:
+    """Name of a function, and the module and line that call it."""
+    return name, node.name, node.meta["source"]
+
+
+def label_blank(state: Propagation, out: torch.Tensor, dims: Iterable[int]) -> None:
+    """Give a blank labels of its own along ``dims``."""
+    planes = []
+    for dim in dims:
+        shape = [1] * out.ndim
+        shape[dim] = out.shape[dim]
+        planes.append(Plane(state.book.fresh(out.shape[dim]).reshape(shape)))
+    state.assign(out, planes, weight=False, live=False)
+
+
+class Blanks(TorchFunctionMode):
+    """Labels blanks along the dimensions that an earlier run of the same code has found.
+
+    Parameters
+    ----------
+    state : Propagation
+        Of this run.
+    locate : Locator
+        Of its modules.
+    known : dict
+        Site to dimensions.
+    """
+
+    def __init__(
+        self, state: Propagation, locate: Locator, known: Mapping[Site, tuple[int, ...]]
+    ) -> None:
+        super().__init__()
+        self.state, self.locate, self.known = state, locate, known
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if self.known and name in MAKERS:
+            dims = self.known.get(site_of(name, self.locate()))
+            if dims is not None:
+                label_blank(self.state, out, dims)
+        return out
