@@ -9,6 +9,7 @@ import torch
 
 from . import report as reports
 from .ballot import candidate_count
+from .configure import follow_config
 from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
 from .ir import Growth, Plan, Unit, Votes
@@ -125,7 +126,11 @@ def grow(
     rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
     inputs = inspection.analysis.traced.inputs
     checked = verify or emit == "module"  # own code may hold sizes that no graph shows
+    configured = follow_config(model, rewritten.module) if emit == "module" else None
     verification = verify_models(model, rewritten.module, inputs) if checked else None
+    if configured is not None and verification is not None and not verification.passed:
+        configured = configured.refused()
+        verification = verify_models(model, rewritten.module, inputs)
     if verification is not None and not verification.passed:
         raise VerificationError(
             "the widened model computes another function (relative difference "
@@ -138,6 +143,7 @@ def grow(
     report["seed"] = seed
     report["emit"] = emit
     report["edits"] = list(rewritten.edits)
+    report["config"] = None if configured is None else configured.to_dict()
     report["inputs"] = input_spec(inputs)
     return Growth(
         rewritten.module,

@@ -129,7 +129,11 @@ MODELS = {
         "ViTConfig",
         SEEN,
         IMAGE,
-        {("layers.0.attention.q_proj", 2), ("layers.1.mlp.fc1", 20), ("vit.embeddings", 16)},
+        {
+            ("layers.0.attention.q_proj", 2),
+            ("layers.1.mlp.fc1", 20),
+            ("vit.embeddings.patch_embeddings.projection", 16),
+        },
     ),
     "swin": (
         "SwinModel",
