@@ -13,6 +13,7 @@ from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Propagation, Value
+from .rules.layers import aten_call
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
@@ -114,6 +115,7 @@ class LabelExecutor(Executor):
         super().__init__(root, inputs)
         self.state = state
         self.rules = rules
+        self.mode = LabelMode(state, rules)
         self.planes: dict[fx.Node, Any] = {}
 
     def run(self, nodes: Iterable[fx.Node]) -> None:
@@ -145,6 +147,11 @@ class LabelExecutor(Executor):
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
         module, prefix = self.modules[str(node.target)], f"{node.target}."
         args, kwargs = self.load((node.args, node.kwargs))
+        told = None if self.state.computed or kwargs else aten_call(module, args)
+        if told is not None and self.rules.declared(module) is None:
+            out = self.mode.told(*told)
+            self._note_leaf(module, prefix)
+            return out if isinstance(out, torch.Tensor) else out[0]
         if is_recurrent(module):  # only its own weights are weights to it
             kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
             args = (*args[:1], *fx.node.map_aggregate(args[1:], self._as_activation))
@@ -242,7 +249,8 @@ def hides_sizes(module: nn.Module) -> bool:
         return True
     if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
         return True  # computed weights, of which recurrent layers keep lists
-    return any(True for child in module.children() for _ in child.parameters())
+    inner = module._modules.values()
+    return any(True for child in inner if child is not None for _ in child.parameters())
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,7 +346,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             eagerly(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            LabelMode(state, traced.rules),
+            executor.mode,
         ):
             executor.run(graph.nodes)
     finally:
