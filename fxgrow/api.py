@@ -274,6 +274,7 @@ def expand(
     distributor: str = "svod",
     extender: str = "swe",
     coupling: str = "laplacian",
+    rows: str = "kaiming",
     paper: bool = False,
     candidates: Candidates | None = None,
     adjust_epochs: int = 1,
@@ -302,8 +303,10 @@ def expand(
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
     distributor : {"svod", "uniform", "proportional", "random"}
-    extender : {"swe", "zero"}
+    extender : {"swe", "zero", "active", "net2wider", "paired"}
     coupling : {"laplacian", "pairwise", "dense"}
+    rows : {"kaiming", "active"}
+        Of new units before SWE couples them, see :mod:`fxgrow.rows`.
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional
@@ -347,12 +350,15 @@ def expand(
             raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
         extend = extender_named(extender)
         options = ExtendOptions(
-            coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed, mean=team.mean
+            coupling=coupling,
+            paper=paper,
+            epochs=adjust_epochs,
+            rows=rows,
+            seed=seed,
+            mean=team.mean,
         )
-        team.agree(
-            {"extender": extender, "coupling": coupling, "epochs": adjust_epochs, "paper": paper},
-            "the arguments",
-        )
+        given = {key: value for key, value in vars(options).items() if key != "mean"}
+        team.agree({"extender": extender, **given}, "the arguments")
         sources = dict(model.named_parameters())  # the caller's, whatever the device
         if device is not None:
             model = duplicate(plain(model)).to(device)
@@ -377,9 +383,8 @@ def expand(
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training
         fresh = [g for g in growth.groups if g.recipe != "copies"]  # these are settled already
-        adjusted = extend(
-            growth.module, fresh, data if adjust_epochs else None, loss, options, progress
-        )
+        looked_at = data if adjust_epochs or extender != "swe" else None
+        adjusted = extend(growth.module, fresh, looked_at, loss, options, progress)
         growth.module.train(training)
         team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)

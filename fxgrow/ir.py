@@ -117,7 +117,8 @@ class Group:
     - ``"copies"``: every unit is copied, consumers are split, so ``multiple_of`` is the
       whole width; for units that are mixed where neither of these is exact.
 
-    ``norms`` are the nodes that a stream's width is made up for at.
+    ``norms`` are the nodes that a stream's width is made up for at. ``tied`` says that an axis
+    is both written and read (an embedding that is the head, too).
     ``params_per_unit`` (elements) and ``flops_per_unit`` (2 per multiply-add on the
     example inputs) hold while all other groups keep their width.
     """
@@ -133,6 +134,7 @@ class Group:
     reason: Reason | None = None
     recipe: str = "fresh"
     norms: tuple[Norm, ...] = ()
+    tied: bool = False
 
     @property
     def growable(self) -> bool:
@@ -281,6 +283,7 @@ class GrownGroup:
     added: int
     slots: tuple[GrownSlot, ...]
     recipe: str = "fresh"
+    tied: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,6 +113,7 @@ def lay_out(
             additions[group.name],
             tuple(slots[owner, index] for index in range(len(group.slots))),
             group.recipe,
+            group.tied,
         )
         for owner, group in enumerate(growing)
     )
