@@ -46,6 +46,13 @@ class Extender(str, Enum):
     zero = "zero"
 
 
+class Emit(str, Enum):
+    """What the grown model is."""
+
+    graph = "graph"
+    module = "module"
+
+
 class Coupling(str, Enum):
     """How SWE couples new and old units."""
 
@@ -169,6 +176,9 @@ def expand(
     input: Shape = None,
     arch: Arch = None,
     trust_pickle: TrustPickle = False,
+    emit: Annotated[
+        Emit, typer.Option(help="A graph, or the model's own class (where it is no graph).")
+    ] = Emit.graph,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Vote and plan; grow and write nothing.")
     ] = False,
@@ -202,6 +212,7 @@ def expand(
         "extender": extender.value,
         "coupling": coupling.value,
         "adjust_epochs": (1 if data else 0) if epochs is None else epochs,
+        "emit": emit.value,
     }
     from . import ranks, render, work
 

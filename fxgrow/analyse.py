@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,86 +10,20 @@ import torch
 from torch import fx, nn
 
 from .errors import DataError, TraceError
+from .execute import Executor
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
-from .propagate import LABELS_KEY, Call, LabelMode, Propagation, Value
+from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
 from .rules.layers import aten_call
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
+from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-
-class Executor:
-    """Runs graph nodes one by one; ``values`` holds what has been computed."""
-
-    def __init__(
-        self, root: nn.Module, inputs: Inputs, values: dict[fx.Node, Any] | None = None
-    ) -> None:
-        self.root = root
-        self.inputs = inputs
-        self.values: dict[fx.Node, Any] = {} if values is None else values
-        self.modules = dict(root.named_modules(remove_duplicate=False))
-        self._position = 0
-
-    def run(self, nodes: Iterable[fx.Node]) -> None:
-        """Compute ``nodes`` in order (their inputs must be known)."""
-        for node in nodes:
-            self.values[node] = self.compute(node)
-
-    def load(self, args: Any) -> Any:
-        """Replace nodes in ``args`` by their values."""
-        return fx.node.map_arg(args, self.values.__getitem__)
-
-    def compute(self, node: fx.Node) -> Any:
-        """Compute the value of one node."""
-        return getattr(self, node.op)(node)
-
-    def placeholder(self, node: fx.Node) -> Any:
-        """Return the example input, or the argument's default."""
-        places = [n for n in node.graph.nodes if n.op == "placeholder"]
-        position = places.index(node)
-        name = str(node.target)
-        if name.startswith("*"):
-            raise DataError(
-                f"the model's forward takes {name}; wrap it in a module with named arguments"
-            )
-        if position < len(self.inputs.args):
-            return self.inputs.args[position]
-        if name in self.inputs.kwargs:
-            return self.inputs.kwargs[name]
-        if node.args:
-            return node.args[0]
-        raise DataError(f"example_inputs lack the model's argument {name!r}")
-
-    def get_attr(self, node: fx.Node) -> Any:
-        """Return a parameter, buffer or constant of the root."""
-        value: Any = self.root
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        return value
-
-    def call_module(self, node: fx.Node) -> Any:
-        """Run a leaf module."""
-        return self.modules[str(node.target)](*self.load(node.args), **self.load(node.kwargs))
-
-    def call_function(self, node: fx.Node) -> Any:
-        """Run a function."""
-        target: Any = node.target  # a callable, here
-        return target(*self.load(node.args), **self.load(node.kwargs))
-
-    def call_method(self, node: fx.Node) -> Any:
-        """Run a tensor method."""
-        head, *rest = self.load(node.args)
-        return getattr(head, str(node.target))(*rest, **self.load(node.kwargs))
-
-    def output(self, node: fx.Node) -> Any:
-        """Return the graph's output."""
-        return self.load(node.args[0])
+    from collections.abc import Iterable, Iterator
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +56,7 @@ class LabelExecutor(Executor):
     def run(self, nodes: Iterable[fx.Node]) -> None:
         """Compute ``nodes``; with true values where Python code may look at them."""
         nodes = list(nodes)
-        self.state.computed = any(self._may_look(node) for node in nodes)
+        self.state.computed = self.state.computed or any(map(self._may_look, nodes))
         super().run(nodes)
 
     def _may_look(self, node: fx.Node) -> bool:
@@ -145,46 +80,89 @@ class LabelExecutor(Executor):
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
-        module, prefix = self.modules[str(node.target)], f"{node.target}."
+        name = str(node.target)
+        module = self.modules[name]
         args, kwargs = self.load((node.args, node.kwargs))
         told = None if self.state.computed or kwargs else aten_call(module, args)
         if told is not None and self.rules.declared(module) is None:
             out = self.mode.told(*told)
-            self._note_leaf(module, prefix)
+            self._note_leaf(module, f"{name}.")
             return out if isinstance(out, torch.Tensor) else out[0]
+        hidden = self.rules.declared(module) is None and hides_sizes(module)
+        with self.inside(name) if hidden and is_own(module) else nullcontext():
+            value = self._leaf(name, module, module, args, kwargs)
+        if hidden and not is_own(module):
+            self._freeze(name, module, (args, kwargs), value)
+        return value
+
+    def _leaf(self, name: str, module: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+        """Run a module by ``call``; its class may have a rule."""
         if is_recurrent(module):  # only its own weights are weights to it
             kwargs = fx.node.map_aggregate(kwargs, self._as_activation)
             args = (*args[:1], *fx.node.map_aggregate(args[1:], self._as_activation))
-            value = unroll(self.state, module, args, kwargs)
+            value = unroll(self.state, module, call, args, kwargs)
         else:
-            value = self._run(module, args, kwargs)
-        self._note_leaf(module, prefix)
-        if self.rules.declared(module) is None and hides_sizes(module):
-            axes = self.state.axes.items()
-            own = [labels for (name, _), labels in axes if name.startswith(prefix)]
-            tensors: list[torch.Tensor] = []
-            _walk((args, kwargs, value), tensors)
-            own += [p.labels for t in tensors for p in self.state.planes(t)]
-            where = self.state.where(type(module).__name__)
-            for labels in own:
-                self.state.book.freeze(labels, "opaque", where)
+            value = self._run(module, call, args, kwargs)
+        self._note_leaf(module, f"{name}.")
         return value
 
-    def _run(self, called: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, called: Any, call: Any, args: Any, kwargs: Any) -> Any:
         """Call a leaf; where the caller has a rule for it, nothing inside is labelled."""
         declared = self.rules.declared(called)
         if declared is None or declared.rule is None:
-            return called(*args, **kwargs)
+            return call(*args, **kwargs)
         self.state.paused = True
         try:
-            value = called(*args, **kwargs)
+            value = call(*args, **kwargs)
         finally:
             self.state.paused = False
         owner = called if isinstance(called, nn.Module) else None
-        call = Call(name_of(declared.target), args, kwargs, value, owner)
-        planes = self.rules.apply(declared, self.state, call)
+        noted = Call(name_of(declared.target), args, kwargs, value, owner)
+        planes = self.rules.apply(declared, self.state, noted)
         self.state.assign(value, planes, weight=False, live=True)
         return value
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Watch what the Python code of an opaque leaf does with sizes."""
+        module, witness = self.modules[name], self.state.witness
+        prefix = f"{name}." if name else ""
+
+        def ruled(part: nn.Module) -> bool:
+            return part is not module and (
+                is_recurrent(part) or self.rules.declared(part) is not None
+            )
+
+        def hidden(part: nn.Module) -> bool:
+            return part is not module and not is_own(part) and hides_sizes(part)
+
+        def run(inner: str, part: nn.Module, call: Any, args: Any, kwargs: Any) -> Any:
+            before, self.state.resized = self.state.resized, is_recurrent(part)
+            declared = self.rules.declared(part) is not None
+            try:
+                with witness.muted() if witness is not None and declared else nullcontext():
+                    return self._leaf(prefix + inner, part, call, args, kwargs)
+            finally:
+                self.state.resized = before
+
+        def freeze(inner: str, part: nn.Module, inputs: Any, out: Any) -> None:
+            if self.rules.declared(part) is None:
+                self._freeze(prefix + inner, part, inputs, out)
+
+        watch = nullcontext() if witness is None else witness.watch()
+        with replaced(module, ruled, run), hooked(module, hidden, freeze), watch:
+            yield
+
+    def _freeze(self, name: str, module: nn.Module, inputs: Any, value: Any) -> None:
+        """Freeze what a module touches whose sizes no table knows."""
+        axes = self.state.axes.items()
+        own = [labels for (tensor, _), labels in axes if tensor.startswith(f"{name}.")]
+        tensors: list[torch.Tensor] = []
+        _walk((inputs, value), tensors)
+        own += [p.labels for t in tensors for p in self.state.planes(t)]
+        where = self.state.where(type(module).__name__)
+        for labels in own:
+            self.state.book.freeze(labels, "opaque", where)
 
     def _as_activation(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -210,7 +188,7 @@ class LabelExecutor(Executor):
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
         target: Any = node.target
-        value = self._run(target, *self.load((node.args, node.kwargs)))
+        value = self._run(target, target, *self.load((node.args, node.kwargs)))
         if is_user_function(target) and self.rules.declared(target) is None:
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
@@ -251,14 +229,6 @@ def hides_sizes(module: nn.Module) -> bool:
         return True  # computed weights, of which recurrent layers keep lists
     inner = module._modules.values()
     return any(True for child in inner if child is not None for _ in child.parameters())
-
-
-@dataclass(frozen=True, eq=False)
-class Noted:
-    """Shape and planes of a node's output."""
-
-    shape: tuple[int, ...]
-    planes: tuple[Any, ...]
 
 
 def _walk(value: Any, found: list[torch.Tensor]) -> None:
@@ -347,6 +317,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             executor.mode,
+            watching(root, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)
     finally:

@@ -17,6 +17,7 @@ from .plan import make_plan
 from .stages import (
     as_plan,
     check_budget,
+    check_emit,
     check_growable,
     grow,
     shared_example,
@@ -186,6 +187,7 @@ def plan_for(
     exclude: Sequence[str] = (),
     seed: int = 0,
     example_inputs: Any = None,
+    emit: str = "module",
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
     rules: Iterable[Declaration] = (),
@@ -213,6 +215,8 @@ def plan_for(
     seed : int
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
+    emit : {"graph", "module"}
+        What is to be made of the plan: refused here, before voting, if the model is no graph.
     progress : callable, optional
         Told ``(stage, done, total)``.
     process_group : torch.distributed.ProcessGroup, optional
@@ -244,6 +248,7 @@ def plan_for(
         team.agree({**arguments, "candidates": candidates}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
+        check_emit(inspection, emit)
         check_growable(inspection)
         cast: Votes | None = None
         if distributor == "svod":
@@ -376,6 +381,7 @@ def expand(
             exclude=exclude,
             seed=seed,
             example_inputs=example_inputs,
+            emit=emit,
             progress=progress,
             process_group=team,
             rules=rules,

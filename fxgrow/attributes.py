@@ -137,14 +137,29 @@ def patch_declared(
 
 
 @contextmanager
-def patching_inside(module: nn.Module, name: str, edits: list[str]) -> Iterator[None]:
-    """Patch the layers inside ``module`` as they are called, in a run at the new width."""
+def patching_inside(
+    module: nn.Module,
+    name: str,
+    edits: list[str],
+    declared: Callable[[nn.Module], Any] = lambda module: None,
+) -> Iterator[None]:
+    """Patch the layers inside ``module`` as they are called, in a run at the new width.
 
-    def patch(path: str) -> Callable[[nn.Module, Any], None]:
-        return lambda layer, args: edits.extend(patch_module(layer, path, args[0] if args else 0))
+    ``declared`` returns the :class:`~fxgrow.rules.own.Declaration` of a layer, if there is one.
+    """
 
+    def patch(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next(iter((*args, *kwargs.values())), 0)
+            known = declared(layer)
+            sizes = {} if known is None else known.sizes
+            edits.extend(patch_declared(layer, path, sizes) or patch_module(layer, path, x))
+
+        return hook
+
+    prefix = f"{name}." if name else ""
     handles = [
-        layer.register_forward_pre_hook(patch(f"{name}.{path}"))
+        layer.register_forward_pre_hook(patch(prefix + path), with_kwargs=True)
         for path, layer in module.named_modules()
         if path
     ]

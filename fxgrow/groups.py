@@ -43,12 +43,11 @@ MESSAGES = {
     "spatial": "pooling over these positions mixes the units",
     "unknown_op": "an operation without a rule touches the units",
     "opaque": "the units pass through Python code that can't be traced, with sizes inside",
+    "hidden_size": "a size in the model's own Python code can't follow these units",
     "data_dependent": "the units are indexed by computed data",
     "in_place_view": "an in-place write into a view touches the units",
     "too_large": "the tensor is too large to be labelled position by position",
-    "reshape": (
-        "a reshape interleaves these units with others, so one of them can't be inserted alone"
-    ),
+    "reshape": "a reshape interleaves these units with others: none can be inserted alone",
     "unread": "nothing reads these units",
     "weight_norm": "the weights are normalised over these units: new ones would rescale the old",
     "dot": "a dot product, as in spectral normalisation, mixes all units",

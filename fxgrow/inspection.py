@@ -17,6 +17,7 @@ from .groups import MESSAGES, group_units, layer_of
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .plain import collector_paused, plain
+from .solve import freeze_hidden
 from .trace import trace
 from .wrapping import unwrap
 
@@ -184,6 +185,8 @@ def inspect_model(
             "drop strict=True to freeze what they touch"
         )
     grouping = group_units(analysis)
+    if freeze_hidden(analysis.traced.root, analysis.state, grouping.groups):
+        grouping = group_units(analysis)
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
     state = analysis.state
     return Inspection(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from .analyse import Noted
+from .propagate import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

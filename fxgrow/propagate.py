@@ -23,6 +23,8 @@ from .planes import Axis, Labels, Plane
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .witness import Equation, Witness
+
 Planes = tuple[Plane, ...]
 LABELS_KEY = "_fxgrow_value"
 
@@ -39,6 +41,14 @@ class Value(NamedTuple):
 
 
 _CONSTANT = Value()
+
+
+@dataclass(frozen=True, eq=False)
+class Noted:
+    """Shape and planes of a node's output."""
+
+    shape: tuple[int, ...]
+    planes: tuple[Any, ...]
 
 
 class Call(NamedTuple):
@@ -77,13 +87,15 @@ class Propagation:
     unknown: dict[str, list[object]] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     site: object = None
-    computed: bool = False  # whether heavy operations are computed, for code that looks at values
+    computed: bool = False  # whether all values are computed, for code that looks at them
     paused: bool = False  # whether what runs is left to a rule of the caller
     resized: bool = False  # whether sizes of blanks made here follow the width
+    equations: list[Equation] = field(default_factory=list)
+    witness: Witness | None = None
 
     def where(self, op: str) -> Where:
-        """Return the current place in the graph, for ``op``."""
-        return Where(op, self.site)
+        """Return the current place in the graph (or inside a leaf), for ``op``."""
+        return Where(op, self.site if self.witness is None else self.witness.place())
 
     # -- values ----------------------------------------------------------------
 

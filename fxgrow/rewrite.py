@@ -7,23 +7,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from .analyse import Analysis, Executor, LabelExecutor, Noted, tensor_names
+from .analyse import Analysis, LabelExecutor, tensor_names
 from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
-from .errors import FxgrowError, UnsupportedError, VerificationError
+from .errors import FxgrowError, UnsupportedError
+from .execute import Executor
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
+from .partition import check_partition
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
-from .propagate import LABELS_KEY, Propagation
+from .propagate import LABELS_KEY, Noted, Propagation
 from .shuffle import make_explicit
+from .solve import apply_sizes
 from .trace import no_fast_path
+from .whole import tidy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -215,6 +218,14 @@ class _Widener(LabelExecutor):
         with patching_inside(self.modules[name], name, self.widened.edits):
             return super().call_module(node)
 
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """While a leaf runs, bring the attributes of the layers in it in line."""
+        module, edits = self.modules[name], self.widened.edits
+        with patching_inside(module, name, edits, self.rules.declared), super().inside(name):
+            yield
+        tidy(module)
+
     def _touched(self, node: fx.Node) -> bool:
         """Whether the value of a node grows."""
         known = self._grows.get(node)
@@ -318,6 +329,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    state.computed = analysis.state.computed
+    equations = analysis.state.equations
+    widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):
@@ -356,42 +370,3 @@ def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
             # Where norms are computed they write without a new version.
             if buffer._version != version or not torch.equal(buffer, value):
                 buffer.copy_(value)
-
-
-def check_partition(state: Propagation, layout: Layout) -> None:
-    """Compare the partition of slices into units with the expected one, exactly.
-
-    Raises
-    ------
-    VerificationError
-        When they differ.
-    """
-    if state.axes.keys() != layout.units.keys():
-        odd = sorted(state.axes.keys() ^ layout.units.keys())
-        raise VerificationError(
-            f"the widened model uses other parameters than the original, e.g. {odd[:3]}"
-        )
-    for axis, labels in state.axes.items():
-        wanted = len(layout.units[axis])
-        if len(labels) != wanted:
-            raise VerificationError(
-                f"{axis[0]} has {len(labels)} entries along dim {axis[1]}, not {wanted}"
-            )
-    # Label 0 is the outside world; those of no axis belong to initial states.
-    owned = np.concatenate([[0], *state.axes.values()])
-    expected = np.concatenate([[0], *(layout.units[axis] for axis in state.axes)])
-    roots = state.book.find(owned)
-    by_root = np.zeros(state.book.size, dtype=np.int64)
-    by_root[roots] = expected
-    by_unit = np.zeros(int(expected.max()) + 1, dtype=np.int64)
-    by_unit[expected] = roots
-    wrong = (by_root[roots] != expected) | (by_unit[expected] != roots)
-    if wrong.any():
-        label = int(owned[np.flatnonzero(wrong)[0]])
-        tensor, dim = next(
-            (a for a, labels in state.axes.items() if labels[0] <= label <= labels[-1]), ("?", 0)
-        )
-        raise VerificationError(
-            f"in the widened model {int(wrong.sum())} slices belong to other units than in the "
-            f"original, first in {tensor} (dim {dim}); the growth was refused: exclude this group"
-        )

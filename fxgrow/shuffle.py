@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from .analyse import Analysis, Noted
+from .analyse import Analysis
+from .propagate import Noted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

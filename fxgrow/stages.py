@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "as_plan",
     "check_budget",
+    "check_emit",
     "check_growable",
     "example_of",
     "grow",
@@ -114,14 +115,13 @@ def grow(
     Raises
     ------
     InputError
-        When ``emit`` is neither ``"graph"`` nor ``"module"``.
+        See :func:`check_emit`.
     UnsupportedError
         When a size can't be made to fit.
     VerificationError
         When the widened model computes another function.
     """
-    if emit not in {"graph", "module"}:
-        raise InputError(f"emit is {emit!r}; take 'graph' or 'module'")
+    check_emit(inspection, emit)
     rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
     inputs = inspection.analysis.traced.inputs
     checked = verify or emit == "module"  # own code may hold sizes that no graph shows
@@ -202,7 +202,8 @@ def votes_on(
     counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
     if not counts:
         raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
-    clone = rewrite(model, inspection, counts, seed=seed)
+    emit = "module" if inspection.analysis.traced.obstacle else "graph"
+    clone = rewrite(model, inspection, counts, seed=seed, emit=emit)
     return cast_votes(
         clone.module,
         clone.groups,
@@ -227,6 +228,25 @@ def check_budget(budget: float, unit: str) -> None:
     """
     if not math.isfinite(budget) or budget <= 0:
         raise BudgetError(f"the budget is {budget} {unit}; it must be a positive number")
+
+
+def check_emit(inspection: Inspection, emit: str) -> None:
+    """Refuse to emit what the model can't become.
+
+    Raises
+    ------
+    InputError
+        When ``emit`` is neither ``"graph"`` nor ``"module"``, or a graph is asked for and the
+        model is none.
+    """
+    if emit not in {"graph", "module"}:
+        raise InputError(f"emit is {emit!r}; take 'graph' or 'module'")
+    obstacle = inspection.analysis.traced.obstacle
+    if emit == "graph" and obstacle:
+        raise InputError(
+            f"the model can't become a graph ({obstacle}); pass emit='module' (on the command "
+            "line --emit module) to grow its own class, or grow a submodule that can be traced"
+        )
 
 
 def check_growable(inspection: Inspection) -> None:

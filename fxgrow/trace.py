@@ -19,6 +19,7 @@ from .module import GrownModule
 from .plain import duplicate, eagerly
 from .rules.own import Declaration, Rules
 from .tracer import FAILURES, Flag, graph_of
+from .whole import whole_graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -84,12 +85,14 @@ class Traced:
     """A shadow of the model (own structure, shared parameters) and its graphs.
 
     ``graphs`` maps ``"eval"`` and ``"train"`` to graphs; both are the same object
-    where the two modes do not differ.
+    where the two modes do not differ. ``obstacle`` says why the model is no graph; then
+    each graph only calls the model as it is.
     """
 
     root: nn.Module
     graphs: Mapping[str, fx.Graph]
     inputs: Inputs
+    obstacle: str = ""
     rules: Rules = field(default_factory=Rules)
 
     @property
@@ -144,8 +147,16 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def trace(model: nn.Module, example: Any, rules: Iterable[Declaration] | Rules = ()) -> Traced:
+def trace(
+    model: nn.Module,
+    example: Any,
+    rules: Iterable[Declaration] | Rules = (),
+    *,
+    whole: bool = False,
+) -> Traced:
     """Trace a shadow of ``model`` in eval and in train mode.
+
+    A model that is no graph is called as it is, by a graph of one node.
 
     Parameters
     ----------
@@ -155,6 +166,8 @@ def trace(model: nn.Module, example: Any, rules: Iterable[Declaration] | Rules =
         Example inputs.
     rules : iterable of Declaration
         The caller's (see :mod:`fxgrow.rules.own`): what they name stays whole.
+    whole : bool
+        Do not try to trace; call the model as it is.
 
     Returns
     -------
@@ -165,13 +178,28 @@ def trace(model: nn.Module, example: Any, rules: Iterable[Declaration] | Rules =
     InputError
         When ``example`` or ``rules`` is none of these.
     TraceError
-        When no graph of the whole model can be had.
+        When the model can't be copied.
     """
     inputs, own = Inputs.of(example), Rules.of(rules)
     root = shadow(model)
+    if whole:
+        return _untraced(root, inputs, "it was not to be traced", own)
     _refuse_computed(root)
     if isinstance(root, GrownModule):  # carries its graphs
-        return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs, own)
+        return Traced(root, {"eval": root.graph, "train": root.train_graph}, inputs, rules=own)
+    try:
+        return Traced(root, _graphs(root, inputs, own), inputs, rules=own)
+    except TraceError as error:
+        # What tracing left on the shadow (caches of traced values) must not be run.
+        return _untraced(shadow(model), inputs, str(error), own)
+
+
+def _untraced(root: nn.Module, inputs: Inputs, why: str, rules: Rules) -> Traced:
+    graphs = {mode: whole_graph(inputs) for mode in ("eval", "train")}
+    return Traced(root, graphs, inputs, why, rules)
+
+
+def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
     modules = dict(root.named_modules(remove_duplicate=True))
     modes = {name: module.training for name, module in modules.items()}
     graphs = {}
@@ -190,7 +218,7 @@ def trace(model: nn.Module, example: Any, rules: Iterable[Declaration] | Rules =
             module.training = modes[name]
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
-    return Traced(root, graphs, inputs, own)
+    return graphs
 
 
 def _refuse_computed(root: nn.Module) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
-_OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
+OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
     *(TypeError, ValueError, RuntimeError, AttributeError),
     *(NotImplementedError, AssertionError, IndexError, KeyError),
@@ -47,7 +47,7 @@ def _location() -> str:
     # Beyond the tracer lies the caller's code, which is not the model's.
     while frame is not None and frame.f_code is not graph_of.__code__:
         name = frame.f_code.co_filename
-        if not name.startswith(_OWN) and not name.startswith("<"):
+        if not name.startswith(OWN) and not name.startswith("<"):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
@@ -250,7 +250,7 @@ class Tracer(fx.Tracer):
 
     def concrete(self, node: fx.Node) -> Any:
         """Value of ``node`` on the example inputs; tensors have shapes, not values."""
-        from .analyse import Executor
+        from .execute import Executor
         from .propagate import ShapeMode
 
         order = [n for n in self.graph.nodes if n not in self.values]
@@ -342,9 +342,7 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
             graph = _attempt(root, inputs, rules, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
-            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}. "
-            "Its forward does with tensors what a graph can't hold; grow a submodule that has a "
-            "plain forward"
+            f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
         ) from error
     _drop_unused(graph)
     return graph

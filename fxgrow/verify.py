@@ -73,9 +73,27 @@ def _errors(old: nn.Module, new: nn.Module, example: Any, *, wide: bool) -> dict
     """Largest relative difference by mode."""
     twins = _twin(old, wide=wide), _twin(new, wide=wide)
     return {
-        training: _difference(*_outputs(*twins, example, training=training, wide=wide))
+        training: _error(*twins, example, training=training, wide=wide)
         for training in (False, True)
     }
+
+
+def _error(old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide: bool) -> float:
+    """Largest relative difference, without the rounding of casts in the models' own code.
+
+    Where there are such casts, the models must also agree as they are, as far as these round.
+    """
+    exact = _Exact()
+    try:
+        with exact:
+            error = _difference(*_outputs(old, new, example, training=training, wide=wide))
+    except (RuntimeError, _CastsByHand, VerificationError):
+        return _difference(*_outputs(old, new, example, training=training, wide=wide))
+    if exact.ignored:
+        rounded = _difference(*_outputs(old, new, example, training=training, wide=wide))
+        allowed = max(TOLERANCES[dtype] for dtype in exact.ignored)
+        return error if rounded <= allowed else max(error, rounded)
+    return error
 
 
 def _outputs(
@@ -140,6 +158,41 @@ class _NoDropout(TorchFunctionMode):
             else:
                 kwargs["dropout_p"] = 0.0
         return func(*args, **kwargs)
+
+
+class _Exact(TorchFunctionMode):
+    """Leaves float64 tensors as they are where the code casts them to something narrower.
+
+    ``ignored`` holds the types that were asked for.
+    """
+
+    _METHODS: ClassVar[dict[str, torch.dtype]] = {
+        "float": torch.float32,
+        "half": torch.float16,
+        "bfloat16": torch.bfloat16,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ignored: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and first.dtype == torch.float64:
+            narrow = self._METHODS.get(getattr(func, "__name__", ""))
+            if narrow is not None:
+                self.ignored.add(narrow)
+                return first
+            args = tuple(self._widened(a) for a in args)
+            kwargs = {k: self._widened(a) for k, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+    def _widened(self, value: Any) -> Any:
+        if not isinstance(value, torch.dtype) or value not in self._METHODS.values():
+            return value
+        self.ignored.add(value)
+        return torch.float64
 
 
 def _twin(model: nn.Module, *, wide: bool) -> nn.Module:

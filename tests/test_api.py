@@ -15,7 +15,6 @@ from fxgrow.errors import (
     FxgrowError,
     InputError,
     NothingToGrow,
-    TraceError,
     UnsupportedError,
 )
 
@@ -96,8 +95,9 @@ def test_nothing_to_grow():
 
 
 def test_a_model_that_cannot_be_traced():
-    with pytest.raises(TraceError, match="no graph of Looping could be traced"):
-        fxgrow.inspect(Looping(), VECTOR)
+    assert "no graph of Looping" in fxgrow.inspect(Looping(), VECTOR).analysis.traced.obstacle
+    with pytest.raises(InputError, match="pass emit='module'"):
+        fxgrow.expand(Looping(), batches(), budget=4)
 
 
 def test_unknown_group_suggests_near_names():

@@ -274,21 +274,21 @@ class Outside(nn.Module):
 
 
 class Branching(nn.Module):
-    """Looks at values, so it can't be traced, and keeps its width by itself."""
+    """Looks at values, so it can't be traced, and keeps its width where nobody finds it."""
 
     def __init__(self, width=5):
         super().__init__()
-        self.width = width
+        self.width = {"all": width}
         self.mix, self.scale = nn.Linear(width, width), nn.Parameter(torch.ones(width))
 
     def forward(self, x):
         if float(x.detach()[0, 0]) > 1e9:
             return x
-        assert x.shape[-1] == self.width
-        return torch.tanh(self.mix(x.view(-1, self.width))) * self.scale
+        assert x.shape[-1] == self.width["all"]
+        return torch.tanh(self.mix(x.view(-1, self.width["all"]))) * self.scale
 
 
-SIZED = fxgrow.resizable(Branching, width=lambda module: module.scale.shape[0])
+SIZED = fxgrow.resizable(Branching, width=lambda module: {"all": module.scale.shape[0]})
 
 
 def test_modules_that_leave_torch():
@@ -300,11 +300,12 @@ def test_modules_that_leave_torch():
 def test_modules_with_sizes_of_their_own():
     model = ready(Net(Branching()))
     inspection = fxgrow.inspect(model, example())
-    assert {g.reason.code for g in inspection.frozen} >= {"opaque"}
-    assert not inspection.groups
+    assert {g.reason.code for g in inspection.frozen} >= {"hidden_size"}
+    assert "first" not in {g.name for g in inspection.groups}
     growth = grown(model, [SIZED])
     inner = growth.module.get_submodule("operation")
-    assert (inner.width, inner.mix.in_features, inner.mix.out_features) == (7, 7, 7)
+    assert inner.width == {"all": 7}
+    assert (inner.mix.in_features, inner.mix.out_features) == (7, 7)
     assert type(inner) is Branching
     assert not inner.mix._forward_pre_hooks
 
@@ -373,12 +374,32 @@ class Calling(nn.Module):
 @pytest.mark.parametrize("which", ["pairs", "outside"])
 def test_functions(which):
     model = ready(Calling(which))
-    with pytest.raises(fxgrow.TraceError):
-        fxgrow.inspect(model, example())
+    assert "no graph" in fxgrow.inspect(model, example()).analysis.traced.obstacle
     own = {"pairs": fxgrow.resizable(pairs), "outside": fxgrow.rule(outside)(rules.pointwise)}
     grown(model, [own[which]])
-    with pytest.raises(fxgrow.TraceError):  # the wrapping has gone with the call
-        fxgrow.inspect(model, example())
+    # The wrapping has gone with the call.
+    assert "no graph" in fxgrow.inspect(model, example()).analysis.traced.obstacle
+
+
+class Whole(nn.Module):
+    """No graph itself; what the caller declares lies inside."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.inner = Net(operation)
+
+    def forward(self, x):
+        return self.inner(x) if float(x.detach()[0, 0]) < 1e9 else x
+
+
+@pytest.mark.parametrize(
+    ("operation", "own"), [(Outside, fxgrow.rule(Outside)(rules.pointwise)), (Branching, SIZED)]
+)
+def test_declared_modules_inside_a_model_that_is_no_graph(operation, own):
+    model = ready(Whole(operation()))
+    assert "inner.first" not in {g.name for g in fxgrow.inspect(model, example()).groups}
+    growth = grown(model, [own], emits=("module",))
+    assert all("forward" not in module.__dict__ for module in growth.module.modules())
 
 
 def test_the_example_runs(capsys):

@@ -278,18 +278,20 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
 def attention(state: Propagation, call: Call) -> Any:
     """Scaled dot-product attention ``(B, H, L, E), (B, H, S, E), (B, H, S, V)``.
 
-    The product over E makes the head the unit.
+    The product over E makes the head the unit. Where several heads of queries share one of
+    keys and values (GQA), the latter's labels are repeated, which makes them all one unit.
     """
     q, k, v = call.args[:3]
     out = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
-    if q.shape[1] != k.shape[1] or q.ndim != 4:
+    if q.ndim != 4 or q.shape[1] % k.shape[1]:
         for tensor in (q, k, v):
             state.freeze(state.planes(tensor), "unknown_op", call.name)
         return [()] * 16 if out is not call.out else ()
     b, h, length, e = q.shape
     s, width = v.shape[2], v.shape[3]
     left = (spread(state.planes(q), (0, 1, 2, 4), 5), [b, h, length, 1, e], state.is_weight(q))
-    right = (spread(state.planes(k), (0, 1, 3, 4), 5), [b, h, 1, s, e], state.is_weight(k))
+    shared = [_repeated(state.planes(x), h // x.shape[1]) for x in (k, v)]
+    right = (spread(shared[0], (0, 1, 3, 4), 5), [b, h, 1, s, e], state.is_weight(k))
     scores = squeeze_to(contraction(state, call.name, left, right, [4]), range(4))
     where = state.where(call.name)
     mask = call.kwargs.get("attn_mask", call.args[3] if len(call.args) > 3 else None)
@@ -298,7 +300,7 @@ def attention(state: Propagation, call: Call) -> Any:
             [(scores, (b, h, length, s)), (state.planes(mask), mask.shape)], 4, where
         )
     weights = [Plane(p.labels[..., None], ()) for p in scores]
-    values = spread(state.planes(v), (0, 1, 3, 4), 5)
+    values = spread(shared[1], (0, 1, 3, 4), 5)
     # S is both the softmax' dimension and the one summed over: one mixing reduction.
     weights = state.book.mix(weights, [3], "softmax", where)
     met = contraction(
@@ -310,6 +312,16 @@ def attention(state: Propagation, call: Call) -> Any:
     )
     planes = squeeze_to(met, (0, 1, 2, 4))
     return planes if out is call.out else [planes] + [()] * 16
+
+
+def _repeated(planes: Iterable[Plane], times: int) -> list[Plane]:
+    """Planes of heads that are each read ``times`` times in a row."""
+    if times == 1:
+        return list(planes)
+    return [
+        Plane(np.repeat(p.labels, times, axis=1) if p.labels.shape[1] > 1 else p.labels, p.zero)
+        for p in planes
+    ]
 
 
 def embedding(state: Propagation, call: Call) -> list[Plane]:

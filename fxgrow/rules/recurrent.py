@@ -34,20 +34,20 @@ def is_recurrent(module: nn.Module) -> bool:
     return "hidden_size" in module.__dict__ and type(module).__module__.startswith("torch.nn")
 
 
-def unroll(state: Propagation, module: Any, args: Any, kwargs: Any) -> Any:
-    """Call a recurrent layer; its first two steps show what becomes of all labels."""
+def unroll(state: Propagation, module: Any, call: Any, args: Any, kwargs: Any) -> Any:
+    """Run a recurrent layer by ``call``; two steps show what becomes of all labels."""
     x: Any = args[0] if args else None
     first = getattr(module, "batch_first", None)
     time = 1 if first else 0
     whole = first is None or state.computed or not isinstance(x, torch.Tensor) or x.ndim != 3
     if whole or x.shape[time] < 3 or any(time in p.dims for p in state.planes(x)):
-        return module(*args, **kwargs)
+        return call(*args, **kwargs)
     flops = Counter(state.tensor_flops)
-    out, last = module(x.narrow(time, 0, 2), *args[1:], **kwargs)
+    out, last = call(x.narrow(time, 0, 2), *args[1:], **kwargs)
     planes = state.planes(out)
     if any(time in p.dims for p in planes):
         state.tensor_flops = flops
-        return module(*args, **kwargs)
+        return call(*args, **kwargs)
     for name, count in state.tensor_flops.items():
         state.tensor_flops[name] += (count - flops[name]) * (x.shape[time] - 2) // 2
     shape = list(out.shape)

@@ -60,8 +60,8 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
 
 
 def scan(state: Propagation, call: Call) -> Any:
-    """Operations along one dimension that keep its size (softmax, cumsum, sort)."""
-    dims = _dims(call, 1)
+    """Operations along one dimension that keep its size (softmax, cumsum, sort), or cut it."""
+    dims = _dims(call, 2 if call.name == "topk" else 1)
     planes = state.planes(call.args[0])
     book, where = state.book, state.where(call.name)
     result = []
@@ -69,7 +69,9 @@ def scan(state: Propagation, call: Call) -> Any:
         hit = [d for d in plane.dims if d in dims]
         if hit and len(hit) == len(plane.dims):
             book.mix([plane], dims, call.name, where)
-            result.append(Plane(plane.labels))
+            first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+            if first.shape == call.args[0].shape:  # topk takes some: who they are, data decide
+                result.append(Plane(plane.labels))
         else:
             result.append(Plane((book.merge_along(plane, hit) if hit else plane).labels))
     return result if isinstance(call.out, torch.Tensor) else [result] * len(call.out)

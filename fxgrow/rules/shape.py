@@ -42,6 +42,9 @@ def _taken(planes: Planes, dim: int, position: int) -> list[Plane]:
 def view(state: Propagation, call: Call) -> list[Plane]:
     """``view`` and ``reshape``; remembers what a later check must find rectangular."""
     x, out = call.args[0], call.out
+    if not x.numel():  # which dimensions became which can't be seen (no detections)
+        state.freeze(state.planes(x), "data_dependent", call.name)
+        return []
     result = []
     for plane in state.planes(x):
         labels, changed = reshape_plane(plane.labels, x.shape, out.shape)

@@ -1,0 +1,84 @@
+"""Running a graph node by node, with the example inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import fx, nn
+
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .trace import Inputs
+
+__all__ = ["Executor"]
+
+
+class Executor:
+    """Runs graph nodes one by one; ``values`` holds what has been computed."""
+
+    def __init__(
+        self, root: nn.Module, inputs: Inputs, values: dict[fx.Node, Any] | None = None
+    ) -> None:
+        self.root = root
+        self.inputs = inputs
+        self.values: dict[fx.Node, Any] = {} if values is None else values
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self._position = 0
+
+    def run(self, nodes: Iterable[fx.Node]) -> None:
+        """Compute ``nodes`` in order (their inputs must be known)."""
+        for node in nodes:
+            self.values[node] = self.compute(node)
+
+    def load(self, args: Any) -> Any:
+        """Replace nodes in ``args`` by their values."""
+        return fx.node.map_arg(args, self.values.__getitem__)
+
+    def compute(self, node: fx.Node) -> Any:
+        """Compute the value of one node."""
+        return getattr(self, node.op)(node)
+
+    def placeholder(self, node: fx.Node) -> Any:
+        """Return the example input, or the argument's default."""
+        places = [n for n in node.graph.nodes if n.op == "placeholder"]
+        position = places.index(node)
+        name = str(node.target)
+        if name.startswith("*"):
+            raise DataError(
+                f"the model's forward takes {name}; wrap it in a module with named arguments"
+            )
+        if position < len(self.inputs.args):
+            return self.inputs.args[position]
+        if name in self.inputs.kwargs:
+            return self.inputs.kwargs[name]
+        if node.args:
+            return node.args[0]
+        raise DataError(f"example_inputs lack the model's argument {name!r}")
+
+    def get_attr(self, node: fx.Node) -> Any:
+        """Return a parameter, buffer or constant of the root."""
+        value: Any = self.root
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
+
+    def call_module(self, node: fx.Node) -> Any:
+        """Run a leaf module."""
+        return self.modules[str(node.target)](*self.load(node.args), **self.load(node.kwargs))
+
+    def call_function(self, node: fx.Node) -> Any:
+        """Run a function."""
+        target: Any = node.target  # a callable, here
+        return target(*self.load(node.args), **self.load(node.kwargs))
+
+    def call_method(self, node: fx.Node) -> Any:
+        """Run a tensor method."""
+        head, *rest = self.load(node.args)
+        return getattr(head, str(node.target))(*rest, **self.load(node.kwargs))
+
+    def output(self, node: fx.Node) -> Any:
+        """Return the graph's output."""
+        return self.load(node.args[0])

@@ -1,0 +1,345 @@
+"""Models that are no graph: analysed below their code, grown as their own class."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxgrow
+from fxgrow import inspection as inspections
+from fxgrow.errors import InputError, NothingToGrow
+from fxgrow.trace import trace
+
+transformers = pytest.importorskip("transformers", reason="its models are what is tested")
+torchvision = pytest.importorskip("torchvision", reason="its models are what is tested")
+
+EXACT = 1e-10
+TOKENS = {"input_ids": torch.arange(14).reshape(2, 7)}
+IMAGE = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)}
+
+
+class Heads(nn.Module):
+    """Attention whose sizes are attributes, one of them in a list."""
+
+    def __init__(self, width=16, heads=4, each=8):
+        super().__init__()
+        self.heads, self.each, self.inner = heads, each, [heads * each]
+        self.q = nn.Linear(width, heads * each)
+        self.kv = nn.Linear(width, 2 * heads * each)
+        self.out = nn.Linear(heads * each, width)
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, self.heads, self.each).transpose(1, 2)
+        kv = self.kv(x).view(n, length, 2, self.heads, self.each).permute(2, 0, 3, 1, 4)
+        scores = (q @ kv[0].transpose(-1, -2) / self.each**0.5).softmax(-1)
+        return self.out((scores @ kv[1]).transpose(1, 2).reshape(n, length, self.inner[0]))
+
+
+class Free(nn.Module):
+    """Data decide its path; its heads are a loop, its outputs a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = 24
+        self.attention = Heads()
+        self.up, self.down = nn.Linear(16, self.width), nn.Linear(self.width, 16)
+        self.norm = nn.GroupNorm(4, self.width)
+        self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(2))
+
+    def forward(self, x, scale=1):
+        positive = float(x.sum()) > 0
+        x = x + self.attention(x)
+        h = self.up(x).relu()
+        if h.shape[-1] != self.width:
+            raise ValueError("another width")
+        h = self.norm(h.flatten(0, 1)).unflatten(0, (len(x), -1))
+        if positive:
+            h = h * scale
+        x = x + self.down(h[..., : self.width])
+        return {"heads": [head(x) for head in self.heads], "scale": scale}
+
+
+class Fixed(nn.Module):
+    """Its code holds a size as a number, which can't grow."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        h = self.a(x).relu().reshape(-1, 12)
+        return self.c(self.b(h).relu())
+
+
+class TwoRoles(nn.Module):
+    """One attribute is the size of two widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 8
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        h = self.a(x).relu().view(-1, self.size)
+        return self.c(self.b(h).relu().view(-1, self.size))
+
+
+def language(name, config, **sizes):
+    def make(attention):
+        values = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        own = getattr(transformers, config)(**{**values, **sizes})
+        own._attn_implementation = attention
+        return getattr(transformers, name)(own)
+
+    return make
+
+
+def vision(attention):
+    config = transformers.ViTConfig(
+        image_size=16,
+        patch_size=4,
+        hidden_size=16,
+        intermediate_size=20,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    config._attn_implementation = attention
+    return transformers.ViTModel(config)
+
+
+COMMON = {
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+}
+GQA = {**COMMON, "num_key_value_heads": 2}
+# Model, inputs, and groups (name, width, rows of a unit) that must be able to grow.
+MODELS = {
+    "llama": (
+        language("LlamaForCausalLM", "LlamaConfig", **GQA),
+        TOKENS,
+        [("model.layers.0.self_attn.q_proj", 2, 4), ("model.layers.0.mlp.gate_proj", 20, 1)],
+    ),
+    "qwen2": (
+        language("Qwen2ForCausalLM", "Qwen2Config", **GQA),
+        TOKENS,
+        [("model.layers.0.self_attn.q_proj", 2, 4), ("model.layers.0.mlp.gate_proj", 20, 1)],
+    ),
+    "bert": (
+        language("BertModel", "BertConfig", **COMMON),
+        TOKENS,
+        [
+            ("encoder.layer.0.attention.self.query", 4, 4),
+            ("encoder.layer.0.intermediate.dense", 20, 1),
+        ],
+    ),
+    "gpt2": (
+        language(
+            "GPT2LMHeadModel",
+            "GPT2Config",
+            n_embd=16,
+            n_layer=1,
+            n_head=4,
+            n_positions=16,
+            n_inner=20,
+        ),
+        TOKENS,
+        [("transformer.h.0.attn.c_attn", 4, 4), ("transformer.h.0.mlp.c_fc", 20, 1)],
+    ),
+    "t5": (
+        language(
+            "T5ForConditionalGeneration",
+            "T5Config",
+            d_model=16,
+            d_kv=4,
+            d_ff=20,
+            num_layers=1,
+            num_heads=4,
+        ),
+        {**TOKENS, "decoder_input_ids": TOKENS["input_ids"]},
+        [
+            ("encoder.block.0.layer.0.SelfAttention.q", 4, 1),
+            ("decoder.block.0.layer.2.DenseReluDense.wi", 20, 1),
+        ],
+    ),
+    "vit": (
+        vision,
+        IMAGE,
+        [("layers.0.attention.q_proj", 2, 8), ("layers.0.mlp.fc1", 20, 1)],
+    ),
+}
+
+
+def made(name, attention="eager"):
+    torch.manual_seed(0)
+    make, inputs, wanted = MODELS[name]
+    cast = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+    return make(attention).double(), cast, wanted
+
+
+def free():
+    torch.manual_seed(0)
+    return Free().double(), torch.randn(2, 5, 16, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_grow_as_their_own_class(name, attention):
+    model, inputs, wanted = made(name, attention)
+    inspection = fxgrow.inspect(model, inputs)
+    found = {(g.name, g.width, g.rows_per_unit) for g in inspection.groups}
+    assert set(wanted) <= found
+    growth = fxgrow.widen(model, inputs, {group: 2 for group, *_ in wanted}, emit="module")
+    assert type(growth.module) is type(model)
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    # Independent of the verification: run both again.
+    with torch.no_grad():
+        old, new = (m.eval()(**inputs)[0] for m in (model, growth.module))
+    assert (old - new).abs().max() <= 1e-6 * old.abs().max()  # norms cast to float32
+
+
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_every_group_grows_alone(name):
+    model, inputs, _ = made(name)
+    for group in fxgrow.inspect(model, inputs).groups:
+        growth = fxgrow.widen(model, inputs, {group.name: group.multiple_of}, emit="module")
+        assert growth.verification.eval_error <= EXACT
+
+
+def test_handwritten_net_and_its_attributes():
+    model, x = free()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    inspection = fxgrow.inspect(model, x)
+    assert {(g.name, g.width) for g in inspection.groups} == {("attention.q", 4), ("up", 4)}
+    growth = fxgrow.widen(model, x, {"attention.q": 2, "up": 1}, emit="module")
+    module = growth.module
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    assert (module.attention.heads, module.attention.each, module.attention.inner) == (6, 8, [48])
+    assert (module.width, module.up.out_features, module.norm.num_groups) == (30, 30, 5)
+    assert "attention.heads: 4 → 6" in growth.report["edits"]
+    # The model is as it was, down to the types of its attributes.
+    assert (model.width, type(model.width), type(model.attention.inner[0])) == (24, int, int)
+    assert type(module.width) is int
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_new_units_learn():
+    model, x = free()
+    growth = fxgrow.widen(model, x, {"attention.q": 1, "up": 1}, emit="module")
+    optimizer = torch.optim.SGD(growth.module.parameters(), lr=0.1)
+    before = {k: p.detach().clone() for k, p in growth.module.named_parameters()}
+    for _ in range(2):  # new rows follow when the columns that read them have moved
+        optimizer.zero_grad()
+        sum(h.square().mean() for h in growth.module(x)["heads"]).backward()
+        optimizer.step()
+    now = dict(growth.module.named_parameters())
+    assert (now["up.weight"][24:] != before["up.weight"][24:]).any()
+    assert (now["down.weight"][:, 24:] != 0).any()
+
+
+def test_a_number_in_the_code_freezes_with_module_and_line():
+    inspection = fxgrow.inspect(Fixed(), torch.zeros(2, 6))
+    assert [g.name for g in inspection.groups] == ["b"]
+    reason = next(g.reason for g in inspection.frozen if g.name == "a")
+    assert reason.code == "hidden_size"
+    assert "the number 12 would have to become 13, not 12" in reason.message
+    assert "test_untraceable.py:" in reason.source
+
+
+def test_an_attribute_with_two_roles_freezes_both():
+    inspection = fxgrow.inspect(TwoRoles(), torch.zeros(2, 6))
+    assert not inspection.groups
+    reasons = {g.name: g.reason for g in inspection.frozen}
+    assert reasons["a"].code == reasons["b"].code == "hidden_size"
+    assert "size would have to become" in reasons["a"].message
+    with pytest.raises(NothingToGrow):
+        fxgrow.widen(TwoRoles(), torch.zeros(2, 6), 1, emit="module")
+
+
+def test_a_graph_is_refused_and_the_argument_named():
+    model, x = free()
+    with pytest.raises(InputError, match=r"no graph of Free.*pass emit='module'.*--emit module"):
+        fxgrow.widen(model, x, {"up": 1})
+
+
+def test_expand_votes_and_adjusts_on_outputs_of_its_own():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**COMMON, vocab_size=64, num_labels=3)
+    model = transformers.BertForSequenceClassification(config)
+    data = [({**TOKENS, "labels": torch.tensor([0, 2])}, torch.tensor([0, 2]))] * 2
+    growth = fxgrow.expand(
+        model, data, budget=6, loss=lambda outputs, _: outputs.loss, emit="module"
+    )
+    assert growth.plan.spent == 6
+    assert growth.verification.passed
+    assert growth.report["adjusting"]["groups"]
+    growth.module(**data[0][0]).loss.backward()
+
+
+def test_files_bring_the_class_back(tmp_path):
+    model, x = free()
+    growth = fxgrow.widen(model, x, {"attention.q": 1}, emit="module")
+    growth.save(tmp_path / "grown.safetensors")
+    loaded = fxgrow.load(tmp_path / "grown.safetensors", base=model)
+    assert loaded.module.attention.heads == 5
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(loaded.module(x)["heads"], growth.module(x)["heads"], strict=True)
+    )
+
+
+def partition(inspection):
+    """The units, each a set of slices."""
+    book, units = inspection.analysis.state.book, {}
+    for axis, labels in inspection.analysis.state.axes.items():
+        for position, root in enumerate(book.find(labels).tolist()):
+            units.setdefault(root, set()).add((axis, position))
+    units.pop(0, None)
+    return {frozenset(unit) for unit in units.values()}
+
+
+VISION = torchvision.models
+TRACEABLE = {
+    "resnet18": VISION.resnet18,
+    "mobilenet_v3_small": VISION.mobilenet_v3_small,
+    "shufflenet": VISION.shufflenet_v2_x0_5,
+    "densenet": lambda: VISION.DenseNet(8, (2, 2), 16, num_classes=5),
+    "vit": lambda: VISION.VisionTransformer(32, 16, 1, 2, 16, 24, num_classes=5),
+    "swin": lambda: VISION.SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=5),
+}
+
+
+@pytest.mark.parametrize("name", TRACEABLE)
+def test_both_front_ends_find_the_same_units(name, monkeypatch):
+    torch.manual_seed(0)
+    model, x = TRACEABLE[name](), torch.randn(2, 3, 32, 32)
+    traced = fxgrow.inspect(model, x)
+    monkeypatch.setattr(inspections, "trace", lambda *given: trace(*given, whole=True))
+    whole = fxgrow.inspect(model, x)
+    assert not traced.analysis.traced.obstacle
+    assert whole.analysis.traced.obstacle
+    assert partition(traced) == partition(whole)
+    # What only one of them can grow is told with a reason of its own.
+    known = {"hidden_size", "reshape", "opaque"}
+    lost = {g.name for g in traced.groups} - {g.name for g in whole.groups}
+    assert all(g.reason.code in known for g in whole.frozen if g.name in lost)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet"])
+def test_statistics_survive_growth_of_the_own_class(name, monkeypatch):
+    torch.manual_seed(0)
+    model, x = TRACEABLE[name]().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    monkeypatch.setattr(inspections, "trace", lambda *given: trace(*given, whole=True))
+    growth = fxgrow.widen(model, x, 1, emit="module")
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    assert all(
+        int(b.sum()) == 0 for k, b in growth.module.named_buffers() if k.endswith("_tracked")
+    )
