@@ -16,9 +16,10 @@ from .plain import duplicate, plain
 from .plan import make_plan
 from .stages import (
     as_plan,
-    check_budget,
+    asked,
     check_growable,
     grow,
+    settled,
     shared_example,
     to_device,
     votes_on,
@@ -110,7 +111,7 @@ def vote(
     data: Iterable[Any],
     *,
     loss: LossFn | str | None = None,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     candidates: Candidates = "auto",
     include: Sequence[str] = (),
@@ -131,8 +132,10 @@ def vote(
         E.g. a DataLoader.
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
-    budget : float
-        K, in ``unit``.
+    budget : float or str
+        K, in ``unit``; or a text such as ``"2Mparams"``, ``"+25%"`` or ``"1.5x"`` (see
+        :func:`fxgrow.budgets.parse_budget`), whose unit, if it names one, takes the place of
+        the default one.
     unit : {"neurons", "params", "flops"}
     candidates : "auto", "paper" or int
         Candidates per group: 2K, by default at most the group's width.
@@ -161,11 +164,12 @@ def vote(
     arXiv 2509.18842, section SVoD.
     """
     with together(model, process_group) as (team, model):
-        check_budget(budget, unit)
+        budget, unit = asked(budget, unit)
         check_data(data)
         team.agree({"budget": budget, "unit": unit, "seed": seed}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
+        budget = settled(budget, unit, inspection)
         votes = votes_on(
             model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean
         )
@@ -176,7 +180,7 @@ def plan_for(
     model: torch.nn.Module,
     data: Iterable[Any] | None,
     *,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     loss: LossFn | str | None = None,
     distributor: str = "svod",
@@ -198,8 +202,8 @@ def plan_for(
         Never changed.
     data : re-iterable of (inputs, targets), or None
         E.g. a DataLoader. ``None``: only for distributors that need no data.
-    budget : float
-        Most that the new units may cost, in ``unit``.
+    budget : float or str
+        Most that the new units may cost, in ``unit``; or a text, as for :func:`vote`.
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
@@ -237,7 +241,7 @@ def plan_for(
     arXiv 2509.18842, section SVoD.
     """
     with together(model, process_group) as (team, model):
-        check_budget(budget, unit)
+        budget, unit = asked(budget, unit)
         if data is not None:
             check_data(data)
         arguments = {"budget": budget, "unit": unit, "distributor": distributor, "seed": seed}
@@ -245,6 +249,7 @@ def plan_for(
         example = shared_example(team, model, data, example_inputs)
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
         check_growable(inspection)
+        budget = settled(budget, unit, inspection)
         cast: Votes | None = None
         if distributor == "svod":
             if data is None:
@@ -268,7 +273,7 @@ def expand(
     model: torch.nn.Module,
     data: Iterable[Any] | None,
     *,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     loss: LossFn | str | None = None,
     distributor: str = "svod",
@@ -296,8 +301,8 @@ def expand(
         Never changed.
     data : re-iterable of (inputs, targets), or None
         E.g. a DataLoader. ``None``: pure insertion by a distributor that needs no data.
-    budget : float
-        Most that the new units may cost, in ``unit``.
+    budget : float or str
+        Most that the new units may cost, in ``unit``; or a text, as for :func:`vote`.
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
