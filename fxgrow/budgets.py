@@ -115,9 +115,8 @@ def geometric(first: float, ratio: float, rounds: int | None = None) -> BudgetRu
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 _UNITS: dict[str, Unit | None] = {
     "": None,
-    **dict.fromkeys(("neuron", "neurons"), cast("Unit", "neurons")),
-    **dict.fromkeys(("param", "params", "parameter", "parameters"), cast("Unit", "params")),
-    **dict.fromkeys(("flop", "flops"), cast("Unit", "flops")),
+    **{"neuron": "neurons", "neurons": "neurons", "flop": "flops", "flops": "flops"},
+    **{"param": "params", "params": "params", "parameter": "params", "parameters": "params"},
 }
 _NUMBER = r"[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?|[+-]?(?:nan|inf|infinity)"
 _AMOUNT = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<scale>[%x×kmbgt]?)\s*(?P<unit>[a-z]*)")

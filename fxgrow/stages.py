@@ -14,6 +14,7 @@ from .budgets import Size, parse_budget
 from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
 from .ir import Growth, Plan, Unit, Votes
+from .plan import MAX_ADDED
 from .rewrite import rewrite
 from .verify import verify as verify_models
 from .vote import cast_votes
@@ -66,6 +67,12 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
     if not chosen:
         raise InputError(
             "additions name no group; pass {group name: units}, see inspect(...).groups"
+        )
+    added = inspection.costs.params(inspection.groups, chosen)
+    if added > MAX_ADDED:
+        raise InputError(
+            f"the additions hold {added:,} parameter elements, more than the limit of "
+            f"{MAX_ADDED:,}; take fewer units"
         )
     spent = inspection.costs.neurons(inspection.groups, chosen)
     return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
