@@ -123,7 +123,7 @@ def export(
     verbose: use.Verbose = False,
     config: use.Config = None,
 ) -> None:
-    """Write a model for other programs: .pt2, ONNX, or a Python package; each is run and checked."""
+    """Write a model for other programs: .pt2, ONNX, Python; each is run and checked."""
     del config
     with session(as_json, quiet, verbose) as screen:
         from . import exporting, render, work
@@ -131,7 +131,7 @@ def export(
         from .references import keywords
 
         kind = exporting.kind_of(output, format)
-        exporting.check(output, kind, force=force)
+        exporting.check(output, kind, force=force, source=model)
         source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or ())
         screen.note(f"{model}: {found.summary}")

@@ -245,10 +245,8 @@ def verification(data: Mapping[str, Any]) -> None:
         table.add_row(mode, *(_figure(number) for number in numbers), shown)
     out.print(table)
     word = "the same function" if data["same_function"] else "NOT the same function"
-    _say(
-        out,
-        f"They compute {word} (relative differences up to {data['tolerance']:.0e} are allowed).",
-    )
+    allowed = f"relative differences up to {data['tolerance']:.0e} are allowed"
+    _say(out, f"They compute {word} ({allowed}).")
 
 
 def health(data: Mapping[str, Any]) -> None:
@@ -303,12 +301,12 @@ def exported(data: Mapping[str, Any]) -> None:
     for row in data["checks"]:
         _say(
             out,
-            f"Checked with {row['with']} on inputs of {row['inputs']}: outputs differ by "
+            f"Checked with {row['runtime']} on inputs of {row['inputs']}: outputs differ by "
             f"{_figure(row['relative'])}, relative.",
         )
     for note in data["notes"]:
         _say(out, note)
-    _say(out, f"Written to {data['output']} ({_bytes(data['bytes'])}).")
+    _say(out, f"Written to {data['path']} ({_bytes(data['size'])}).")
 
 
 def _bytes(count: float) -> str:
