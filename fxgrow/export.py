@@ -151,13 +151,7 @@ def _dynamic(inputs: Inputs) -> Any:
         tensor = isinstance(value, torch.Tensor) and value.ndim
         return {0: batch} if tensor and value.shape[0] == count else None
 
-    args = tree.tree_map(mark, inputs.args)
-    kwargs = {name: tree.tree_map(mark, value) for name, value in inputs.kwargs.items()}
-    return args if not kwargs else {**dict(zip(_names(inputs), args, strict=False)), **kwargs}
-
-
-def _names(inputs: Inputs) -> list[str]:
-    return [f"args_{number}" for number in range(len(inputs.args))]
+    return tree.tree_map(mark, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
 
 
 # ----------------------------------------------------------------------- ONNX
