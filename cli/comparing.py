@@ -5,12 +5,15 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from fxgrow.compare import compare
 from fxgrow.errors import InputError
+from fxgrow.reduce import samples
 
-from .data import find_data
+from .data import RANDOM_BATCHES, find_data
 from .discover import Source, find_model
-from .shapes import describe, find_inputs
+from .shapes import describe, find_inputs, random_like
 from .work import DATA_BATCH
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ def compare_models(
     first, second = _opened(one), _opened(two)
     if data is None:
         inputs = find_inputs(first, shapes, one.seed)
-        several: Iterator[Any] = iter([inputs])
+        several: Iterator[Any] = iter([inputs, *_redrawn(inputs, first, one.seed)])
         shown = f"random, {describe(inputs)}"
     else:
         example = find_inputs(first, shapes, one.seed) if shapes else None
@@ -74,6 +77,14 @@ def _opened(source: Source) -> Found:
         if is_whole(source):
             source = Source(source.reference, None, source.trust_pickle, {}, source.seed)
     return find_model(source)
+
+
+def _redrawn(inputs: Any, found: Found, seed: int) -> Iterator[Any]:
+    """Yield other random inputs of the same shapes."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    size = samples(inputs)
+    for _ in range(RANDOM_BATCHES - 1):
+        yield random_like(inputs, found.model, size, generator)
 
 
 def _inputs_of(loader: Any, found: Found) -> Iterator[Any]:

@@ -44,6 +44,7 @@ def here() -> dict[str, Any]:
         "fxgrow": _version("fxgrow"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "cuda": torch.version.cuda,
         "packages": {name: _version(name) for name in NEEDED},
         "optional": {
             name: {"version": _version(name), "extra": extra} for name, extra in OPTIONAL.items()

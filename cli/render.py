@@ -73,7 +73,7 @@ class Screen:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        shown = visible and not self.as_json and self.level >= 0
+        shown = visible and not self.as_json and self.level >= 0 and sys.stderr.isatty()
         with Progress(*columns, console=Console(stderr=True), disable=not shown) as bars:
             tasks: dict[str, Any] = {}
 
@@ -117,7 +117,7 @@ def inspection(data: Mapping[str, Any], inputs: str) -> None:
             *(str(found.get(key, "")) for key in ("inactive", "nearly_inactive") if seen),
             escape(_shortened(group["layers"])),
         )
-    out.print(table)
+    _draw(out, table)
     _frozen(out, data["frozen"])
     _unsupported(out, data["unsupported"])
     _say(
@@ -137,7 +137,7 @@ def _frozen(out: Console, groups: list[Mapping[str, Any]]) -> None:
         table.add_row(
             escape(group["name"]), f"{group['width']:,}", escape(reason["message"]), escape(where)
         )
-    out.print(table)
+    _draw(out, table)
 
 
 def _unsupported(out: Console, operations: list[Mapping[str, Any]]) -> None:
@@ -149,7 +149,7 @@ def _unsupported(out: Console, operations: list[Mapping[str, Any]]) -> None:
         table.add_row(
             escape(op["op"]), str(op["count"]), escape(_short_path(op["source"]) or op["node"])
         )
-    out.print(table)
+    _draw(out, table)
 
 
 def growth(data: Mapping[str, Any]) -> None:
@@ -168,7 +168,7 @@ def growth(data: Mapping[str, Any]) -> None:
             f"{row['params_per_unit']:,}",
             style="bold" if row["added"] else "",
         )
-    out.print(table)
+    _draw(out, table)
     for line in _summary(data):
         _say(out, line)
 
@@ -209,7 +209,7 @@ def activity(data: Mapping[str, Any]) -> None:
             f"{group['mean_active']:.1%}",
             *([*(f"{count:,}" for count in new), *map(_factor, parity)] if grown else ()),
         )
-    out.print(table)
+    _draw(out, table)
     for group in data["unobserved"]:
         _say(out, f"{group['name']} was not observed: {group['reason']}.")
     _say(
@@ -226,7 +226,7 @@ def verification(data: Mapping[str, Any]) -> None:
         table = _table("Tensors of another shape", "tensor", texts=("first", "second"))
         for row in data["changed"]:
             table.add_row(escape(row["name"]), _shape(row["first"]), _shape(row["second"]))
-        out.print(table)
+        _draw(out, table)
     for which in ("first", "second"):
         if names := data[f"only_{which}"]:
             _say(out, f"Only the {which} has {_shortened(names)}.")
@@ -243,15 +243,16 @@ def verification(data: Mapping[str, Any]) -> None:
         numbers = (row["largest"], row["relative"], row["mean"])
         shown = "" if same is None else f"{same:.1%}"
         table.add_row(mode, *(_figure(number) for number in numbers), shown)
-    out.print(table)
-    word = "the same function" if data["same_function"] else "NOT the same function"
+    _draw(out, table)
+    word = "compute" if data["same_function"] else "do NOT compute"
     allowed = f"relative differences up to {data['tolerance']:.0e} are allowed"
-    _say(out, f"They compute {word} ({allowed}).")
+    _say(out, f"They {word} the same function ({allowed}).")
 
 
 def health(data: Mapping[str, Any]) -> None:
     """Write what ``fxgrow doctor`` found."""
     rows = [("fxgrow", data["fxgrow"]), ("Python", f"{data['python']}, {data['system']}")]
+    rows.append(("CUDA of torch", data["cuda"] or "none"))
     rows += [(name, found or "MISSING") for name, found in data["packages"].items()]
     for name, entry in data["optional"].items():
         missing = f"not installed (pip install 'fxgrow[{entry['extra']}]')"
@@ -323,7 +324,7 @@ def pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
     table = _table(title, "what", texts=("value",))
     for name, value in rows:
         table.add_row(escape(name), escape(value))
-    out.print(table)
+    _draw(out, table)
 
 
 def _figure(number: float | None) -> str:
@@ -350,6 +351,16 @@ def _table(title: str, first: str, *numbers: str, texts: Sequence[str] = ()) -> 
     for name in texts:
         table.add_column(name, overflow="fold")
     return table
+
+
+def _draw(out: Console, table: Table) -> None:
+    """Print a table; outside of terminals without blanks at line ends."""
+    if sys.stdout.isatty():
+        out.print(table)
+        return
+    with out.capture() as drawn:
+        out.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in drawn.get().splitlines()))
 
 
 def _say(out: Console, sentence: str) -> None:

@@ -166,7 +166,7 @@ def _import_of(alias: str, value: Any) -> str:
 def _address(value: Any, what: str) -> tuple[str, str]:
     """Return module and qualified name under which an object is found again."""
     place = str(getattr(value, "__module__", None) or "builtins")
-    name: str = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
+    name = str(getattr(value, "__qualname__", None) or getattr(value, "__name__", ""))
     found: Any = None
     try:
         found = importlib.import_module(place)
