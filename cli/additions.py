@@ -62,6 +62,9 @@ def parse(text: str) -> Addition:
         msg = f"{text}: not understood; {meant}"
         raise InputError(msg)
     number = amount[1:]
+    if float(number.rstrip("%")) == 0:
+        msg = f"{text}: adds nothing; {FORMS}"
+        raise InputError(msg)
     return Addition(name.strip() or "*", number if number.endswith("%") else int(number))
 
 

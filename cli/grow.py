@@ -118,7 +118,9 @@ def expand(
         session(as_json, quiet, verbose) as screen,
         here.team.together(),
     ):
-        chosen["unit"] = parse_budget(budget).in_unit(unit)
+        amount = parse_budget(budget)
+        amount.of(1)  # says now if that is no positive number
+        chosen["unit"] = amount.in_unit(unit)
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, GROWN, force=force, source=model)
@@ -179,10 +181,10 @@ def widen(
         from .discover import Source
         from .references import keywords
 
+        work.check_additions(additions)
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, GROWN, force=force, source=model)
-        work.check_additions(additions)
         source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or ())
         screen.note(f"{model}: {found.summary}")
@@ -301,10 +303,10 @@ def apply(
         from .discover import Source
         from .references import keywords
 
+        recipe = read_recipe(plan)
         path = work.output_for(base, output)
         for given in (plan, base):
             work.check_output(path, GROWN, force=force, source=given)
-        recipe = read_recipe(plan)
         source = Source(base, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or (), needed=recipe.inputs is None)
         screen.note(f"{base}: {found.summary}")

@@ -153,12 +153,17 @@ def _neighbours(folder: Path) -> Iterator[None]:
     yield
 
 
+_CHANGE = "; install it or change folder"
+
+
 @contextlib.contextmanager
 def _import_errors(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        msg = f"{name}: the module {error.name!r} can't be found; install it or change folder"
+        zoos = near(name, [zoo.rstrip(":") for zoo in ZOOS], most=1) if error.name == name else []
+        meant = "".join(f"; did you mean {zoo}:?" for zoo in zoos)
+        msg = f"{name}: the module {error.name!r} can't be found{meant or _CHANGE}"
         raise InputError(msg) from error
     except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
         msg = f"{name}: importing it failed: {first_line(error)}"

@@ -102,7 +102,9 @@ def inspection(data: Mapping[str, Any], inputs: str) -> None:
     """Write an inspection (``inspection_dict``) as tables, with activity where measured."""
     out = _stdout()
     seen = {group["name"]: group for group in data.get("activity", {}).get("groups", ())}
-    table = _table("Groups that can grow", "group", "width", "step", "params/unit", "flops/unit")
+    table = _table(
+        "Groups that can grow", "group", "width", "step", "params per unit", "flops per unit"
+    )
     for name in ("inactive", "<1 %") if seen else ():
         table.add_column(name, justify="right")
     table.add_column("layers", overflow="fold")
@@ -156,7 +158,7 @@ def growth(data: Mapping[str, Any]) -> None:
     """Write a growth (``growth_dict``) as a table with totals and the preservation figure."""
     out = _stdout()
     voted = any(row["votes"] is not None for row in data["groups"])
-    heads = ("width", "new width", *(("votes",) if voted else ()), "params/unit")
+    heads = ("width", "new width", *(("votes",) if voted else ()), "params per unit")
     table = _table("Widths before and after", "group", *heads)
     for row in data["groups"]:
         votes = ("" if row["votes"] is None else f"{row['votes']:,}",) if voted else ()
@@ -194,22 +196,14 @@ def _summary(data: Mapping[str, Any]) -> Iterator[str]:
 def activity(data: Mapping[str, Any]) -> None:
     """Write an activity (``Activity.to_dict``) as a table."""
     out = _stdout()
-    grown = any(group["new"] for group in data["groups"])
-    heads = ("width", "inactive", "<1 %", "active on")
-    more = ("new", "new inactive", "new <1 %", "activation new/old", "gradient new/old")
     title = f"Units on {data['samples']:,} samples"
-    table = _table(title, "group", *heads, *(more if grown else ()))
+    table = _table(title, "group", "width", "inactive", "<1 %", "active on")
     for group in data["groups"]:
         own = [group[key] for key in ("width", "inactive", "nearly_inactive")]
-        new = [group[key] for key in ("new", "new_inactive", "new_nearly_inactive")]
-        parity = [group["activation_parity"], group["gradient_parity"]]
-        table.add_row(
-            escape(group["name"]),
-            *(f"{count:,}" for count in own),
-            f"{group['mean_active']:.1%}",
-            *([*(f"{count:,}" for count in new), *map(_factor, parity)] if grown else ()),
-        )
+        counts = (f"{count:,}" for count in own)
+        table.add_row(escape(group["name"]), *counts, f"{group['mean_active']:.1%}")
     _draw(out, table)
+    _new_units(out, [group for group in data["groups"] if group["new"]])
     for group in data["unobserved"]:
         _say(out, f"{group['name']} was not observed: {group['reason']}.")
     _say(
@@ -217,6 +211,18 @@ def activity(data: Mapping[str, Any]) -> None:
         f"{data['inactive']:,} of {data['units']:,} units are never active, "
         f"{data['nearly_inactive']:,} on fewer than 1 % of the samples.",
     )
+
+
+def _new_units(out: Console, groups: Sequence[Mapping[str, Any]]) -> None:
+    if not groups:
+        return
+    heads = ("new units", "inactive", "<1 %", "activation", "gradient")
+    table = _table("New units; activation and gradient as parts of the old ones'", "group", *heads)
+    for group in groups:
+        new = (group[key] for key in ("new", "new_inactive", "new_nearly_inactive"))
+        parity = (group["activation_parity"], group["gradient_parity"])
+        table.add_row(escape(group["name"]), *(f"{n:,}" for n in new), *map(_factor, parity))
+    _draw(out, table)
 
 
 def verification(data: Mapping[str, Any]) -> None:
@@ -281,14 +287,13 @@ def _model_health(model: Mapping[str, Any]) -> None:
         "train_bytes": lambda count: f"about {_bytes(count)} with Adam, and activations",
     }
     names = {"grow_bytes": "memory to grow", "train_bytes": "memory to train"}
-    pairs(
-        model["reference"],
-        [
-            (names.get(key, key.replace("_", " ")), write(model[key]))
-            for key, write in writers.items()
-            if model[key] is not None
-        ],
-    )
+    rows = [
+        (names.get(key, key.replace("_seconds", "")), write(model[key]))
+        for key, write in writers.items()
+        if model[key] is not None
+    ]
+    if rows:
+        pairs(model["reference"], rows)
     out = _stdout()
     if model["problem"]:
         _say(out, f"It needs something more: {model['problem']}")
@@ -346,8 +351,8 @@ def _table(title: str, first: str, *numbers: str, texts: Sequence[str] = ()) -> 
     style = "" if plain else "bold"
     table = Table(title=title, title_justify="left", header_style=style, **options)
     table.add_column(first, overflow="fold")
-    for name in numbers:
-        table.add_column(name, justify="right")
+    for name in numbers:  # folded where there is no room: no digit is ever cut off
+        table.add_column(name, justify="right", overflow="fold")
     for name in texts:
         table.add_column(name, overflow="fold")
     return table

@@ -57,12 +57,15 @@ def _read(path: Path, *, required: bool) -> Mapping[str, Any]:
     # tomli is what became tomllib in Python 3.11
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        content: Any = toml.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise typer.BadParameter(f"{path}: {error.strerror or error}; name a TOML file") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "is no text"
+        raise typer.BadParameter(f"{path}: {why}; name a TOML file") from None
+    if not required and "fxgrow" not in text:  # its mistakes, if any, are another tool's
+        return {}
+    try:
+        content: Any = toml.loads(text)
     except ValueError as error:
-        if not required:  # another tool's trouble, not ours
-            return {}
         raise typer.BadParameter(f"{path}: is no TOML: {error}") from None
     if path.name == PYPROJECT:
         tool = content.get("tool", {})

@@ -185,6 +185,7 @@ def _timm_model(
 def _hub(name: str, kwargs: dict[str, Any]) -> Found:
     reference = f"hf-hub:{name}"
     hub = _package("huggingface_hub")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry
     fetch = _within(reference, {}, downloads=True)
     config = _config(reference, Path(fetch(lambda: hub.hf_hub_download(name, "config.json"))))
     return _from_config(reference, name, config, kwargs)
