@@ -148,6 +148,7 @@ def grow(
         report,
         rewritten.groups,
         sources=dict(model.named_parameters()),
+        inspection=inspection,
     )
 
 

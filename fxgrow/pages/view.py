@@ -1,0 +1,258 @@
+"""What a report shows, as plain data: the same for HTML, Markdown and notebooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .. import report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..inspection import Inspection
+    from ..ir import Growth, Votes
+
+__all__ = ["Row", "View", "growth_view", "inspection_view", "site"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group, growable or frozen; None is what is not known.
+
+    ``width``, ``step`` and ``added`` count units; ``flops`` is on the example inputs;
+    ``activity`` is a share (0 to 1).
+    """
+
+    name: str
+    width: int
+    step: int | None = None
+    rows: int | None = None
+    params: int | None = None
+    flops: int | None = None
+    votes: int | None = None
+    activity: float | None = None
+    added: int | None = None
+    layers: tuple[str, ...] = ()
+    reason: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A report.
+
+    Attributes
+    ----------
+    title, subtitle : str
+    facts : tuple of (str, str)
+        What comes first: a label and a figure.
+    rows : tuple of Row
+        Growable groups, then frozen ones.
+    unsupported : tuple of dict
+        Operations without a rule: ``op``, ``count``, ``node``, ``source``.
+    notes : tuple of str
+        Sentences.
+    inspection : Inspection or None
+        Where the picture comes from.
+    """
+
+    title: str
+    subtitle: str
+    facts: tuple[tuple[str, str], ...]
+    rows: tuple[Row, ...]
+    unsupported: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    inspection: Inspection | None = field(default=None, repr=False)
+
+
+def inspection_view(
+    inspection: Inspection,
+    votes: Votes | None = None,
+    activity: Mapping[str, float] | None = None,
+) -> View:
+    """Show an inspection.
+
+    Parameters
+    ----------
+    inspection : Inspection
+    votes : Votes, optional
+        What :func:`fxgrow.vote` returned.
+    activity : dict of str to float, optional
+        Group name to the share (0 to 1) of its units that are active.
+
+    Returns
+    -------
+    View
+    """
+    data = report.inspection_dict(inspection)
+    rows = _rows(data, {} if votes is None else votes.counts, activity or {}, {})
+    facts = (
+        ("parameters", f"{data['params']:,}"),
+        ("FLOPs on the example inputs", short(data["flops"])),
+        ("widths that can grow", f"{len(data['groups']):,}"),
+        ("of the parameters in them", f"{data['coverage']:.1%}"),
+        ("frozen widths", f"{len(data['frozen']):,}"),
+        ("operations without a rule", f"{len(data['unsupported']):,}"),
+    )
+    notes = () if votes is None else (_voted(report.votes_dict(votes)),)
+    return View(
+        "What can grow, and what cannot",
+        model_name(inspection),
+        facts,
+        rows,
+        tuple(data["unsupported"]),
+        notes,
+        inspection,
+    )
+
+
+def growth_view(growth: Growth, activity: Mapping[str, float] | None = None) -> View:
+    """Show a growth: the model before and after.
+
+    Parameters
+    ----------
+    growth : Growth
+        One that was loaded from a file has no picture.
+    activity : dict of str to float, optional
+        Group name to the share (0 to 1) of its units that are active.
+
+    Returns
+    -------
+    View
+    """
+    inspection, votes = growth.inspection, growth.votes
+    counts = {} if votes is None else votes.counts
+    given = activity or {}
+    additions = growth.plan.additions
+    if inspection is not None:
+        data = report.inspection_dict(inspection)
+        rows = _rows(data, counts, given, additions, grown=True)
+        unsupported = tuple(data["unsupported"])
+    else:
+        known = {row["name"]: row for row in growth.report.get("groups", ())}
+        rows = tuple(
+            _kept_row(name, row, counts, given, int(additions.get(name, 0)))
+            for name, row in known.items()
+        )
+        unsupported = ()
+    subtitle = "" if inspection is None else model_name(inspection)
+    return View(
+        "Before and after", subtitle, _facts(growth), rows, unsupported, _notes(growth), inspection
+    )
+
+
+def _kept_row(
+    name: str,
+    row: Mapping[str, Any],
+    counts: Mapping[str, int],
+    activity: Mapping[str, float],
+    added: int,
+) -> Row:
+    return Row(
+        name,
+        row["width"],
+        params=row.get("params_per_unit"),
+        votes=counts.get(name) if counts else None,
+        activity=activity.get(name),
+        added=added,
+    )
+
+
+def _rows(
+    data: Mapping[str, Any],
+    votes: Mapping[str, int],
+    activity: Mapping[str, float],
+    additions: Mapping[str, int],
+    *,
+    grown: bool = False,
+) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            group["name"],
+            group["width"],
+            *(None if frozen else group[key] for key in _PRICES),
+            votes=int(votes.get(group["name"], 0)) if votes and not frozen else None,
+            activity=activity.get(group["name"]),
+            added=int(additions.get(group["name"], 0)) if grown and not frozen else None,
+            layers=tuple(group["layers"]),
+            reason=group["reason"],
+        )
+        for frozen, kind in ((False, "groups"), (True, "frozen"))
+        for group in data[kind]
+    )
+
+
+_PRICES = ("multiple_of", "rows_per_unit", "params_per_unit", "flops_per_unit")
+
+
+def _facts(growth: Growth) -> tuple[tuple[str, str], ...]:
+    totals = growth.report.get("totals")
+    facts = []
+    if totals is not None:
+        factor = totals["new_params"] / max(totals["params"], 1)
+        facts = [
+            ("parameters before", f"{totals['params']:,}"),
+            ("parameters after", f"{totals['new_params']:,}"),
+            ("as many as before", f"×{factor:.2f}"),
+            ("widths that grew", f"{totals['groups_grown']} of {totals['groups']}"),
+        ]
+    facts.append(("new units", f"{sum(growth.plan.additions.values()):,}"))
+    check = growth.verification
+    if check is not None:
+        worst = max(check.eval_error, check.train_error)
+        facts.append((f"largest difference of outputs, {check.dtype}", f"{worst:.1e}"))
+    return tuple(facts)
+
+
+def _notes(growth: Growth) -> tuple[str, ...]:
+    plan, notes = growth.plan, []
+    notes.append(f"{plan.spent:,} of {plan.budget:,.0f} {plan.unit} were spent.")
+    if plan.unspent_reason:
+        notes.append(f"Not all was spent: {plan.unspent_reason}.")
+    if growth.votes is not None:
+        notes.append(_voted(report.votes_dict(growth.votes)))
+    if growth.verification is None:
+        notes.append("Outputs before and after were not compared.")
+    if growth.report.get("adjusting"):
+        notes.append("Units were adjusted after that comparison (SWE): the function moved on.")
+    return tuple(notes)
+
+
+def _voted(votes: Mapping[str, Any]) -> str:
+    return (
+        f"Votes: {votes['distributor']}, a budget of {votes['budget']:,.0f} {votes['unit']}, "
+        f"seed {votes['seed']}."
+    )
+
+
+def model_name(inspection: Inspection) -> str:
+    """Return the name of the model's class."""
+    return type(inspection.analysis.traced.root).__name__
+
+
+def site(reason: Mapping[str, str]) -> str:
+    """Return where a reason arose: the source line without where packages are installed.
+
+    Examples
+    --------
+    >>> site({"source": "/usr/lib/site-packages/net/head.py:7", "node": "softmax"})
+    'net/head.py:7'
+    >>> site({"source": "", "node": "softmax"})
+    'softmax'
+    """
+    return reason["source"].rpartition("site-packages/")[2] or reason["node"]
+
+
+def short(number: float) -> str:
+    """Write a count with three digits and a unit.
+
+    Examples
+    --------
+    >>> short(512), short(1843200), short(2.5e12)
+    ('512', '1.84 M', '2.50 T')
+    """
+    for size, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(number) >= size:
+            scaled = number / (1e3 if name == " k" else size)
+            return f"{scaled:.{max(0, 2 - len(str(int(abs(scaled)))) + 1)}f}{name}"
+    return f"{number:,.0f}"
