@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .layout import HALF
+from .layout import HALF, HEAD
 from .safe import attribute, shortened
 
 if TYPE_CHECKING:
@@ -80,11 +80,12 @@ def _box(i: int, node: Node, box: Box, stripe: int | None, new: int | None) -> s
     kind += " grown" if new is not None else ""
     style = "" if stripe is None else f' style="--h:{hue(stripe)}"'
     left, top = box.x, box.y - HALF
-    size = "" if not node.tensors or not node.size else str(node.size)
-    if new is not None and size:
-        size = f"{size}→{new}"
+    narrow = box.width < HEAD
+    size = "" if not node.tensors or not node.size else str(node.size if new is None else new)
+    if new is not None and size and not narrow:
+        size = f"{node.size}→{new}"
     room = int((box.width - 14) / CHARACTER) - (len(size) + 1 if size else 0)
-    text = shortened(_label(node), max(room, 3))
+    text = shortened(_label(node, narrow), max(room, 3))
     parts = [
         f'<g class="{kind}" data-i="{i}"{style} transform="translate({left} {top})">',
         f'<rect width="{box.width}" height="{2 * HALF}" rx="4"/>',
@@ -97,5 +98,7 @@ def _box(i: int, node: Node, box: Box, stripe: int | None, new: int | None) -> s
     return "".join([*parts, "</g>"])
 
 
-def _label(node: Node) -> str:
-    return node.name if node.tensors else SIGNS.get(node.op, node.op)
+def _label(node: Node, narrow: bool) -> str:
+    if not node.tensors:
+        return SIGNS.get(node.op, node.op)
+    return node.name.rpartition(".")[2] if narrow else node.name

@@ -111,7 +111,7 @@ _COLUMNS: tuple[tuple[str, str, bool], ...] = (
 
 
 def _sorted_by(row: Row) -> dict[str, Any]:
-    """What the page sorts, filters and tells by."""
+    """Return what the page sorts, filters and tells by."""
     frozen, grown = row.reason is not None, bool(row.added)
     state = ["frozen" if frozen else "growable", *(["grown"] if grown else [])]
     units = f"{row.width:,} units"
@@ -143,7 +143,7 @@ def _table(rows: Sequence[Row]) -> str:
     keys = [c for c in _COLUMNS if c[0] in {"name", "width", "more"} or _known(rows, c[0])]
     head = "".join(
         f'<th scope="col" data-key="{key}"{" class=num" if number else ""}>'
-        f'<button type="button">{text}</button></th>'
+        f'<button type="button">{text.replace(" per ", "<br>per ")}</button></th>'
         for key, text, number in keys
     )
     widest = max((row.width + (row.added or 0) for row in rows), default=1)
@@ -172,7 +172,12 @@ def _name_cell(row: Row, position: int, widest: int) -> str:
     dot = '<span class="dot none"></span>'
     if row.reason is None:
         dot = f'<span class="dot" style="--h:{hue(position)}"></span>'
-    return f'<td class="name">{dot}<code>{attribute(row.name)}</code></td>'
+    return f'<td class="name">{dot}<code>{_breakable(row.name)}</code></td>'
+
+
+def _breakable(name: str) -> str:
+    """Let a dotted name break after its dots."""
+    return attribute(name).replace(".", ".<wbr>")
 
 
 def _after_cell(row: Row, position: int, widest: int) -> str:
@@ -195,7 +200,8 @@ def _more_cell(row: Row, position: int, widest: int) -> str:
     names = ", ".join(row.layers[:SHOWN_LAYERS])
     rest = len(row.layers) - SHOWN_LAYERS
     more = f" <small>and {rest:,} more</small>" if rest > 0 else ""
-    return f'<td class="more"><code>{attribute(names)}</code>{more}</td>'
+    full = attribute(", ".join(row.layers[:40]))
+    return f'<td class="more" title="{full}"><div><code>{_breakable(names)}</code>{more}</div></td>'
 
 
 def _number(value: int | None) -> str:
@@ -253,9 +259,7 @@ _LEGEND = (
 )
 
 
-def _picture(
-    view: View, inspection: Inspection, network: Network, data: dict[str, Any]
-) -> str:
+def _picture(view: View, inspection: Inspection, network: Network, data: dict[str, Any]) -> str:
     users = users_of(network)
     groups = (*inspection.groups, *inspection.frozen)
     for group, entry in zip(groups, data["groups"], strict=True):
@@ -274,18 +278,18 @@ def _picture(
     drawing = svg(network, picture, stripes, _new_sizes(view.rows, network))
     legend = "".join(f'<span class="{role}">{text}</span>' for role, text in _LEGEND)
     return (
-        f'<aside{" class=long" if picture.height > PRINTED else ""}>'
+        f"<aside{' class=long' if picture.height > PRINTED else ''}>"
+        '<div id="about"><p class="soft">Point at a row or at a layer: its group lights up, with '
+        "all that writes, normalises and reads it. Click to keep it, Esc to let go.</p></div>"
         f'<div class="legend">{legend}</div><div class="stage">'
         f'<div class="sheet" tabindex="0" aria-label="Picture of the network">{drawing}</div>'
         '<button class="strip" type="button" aria-label="Go to a part of the network">'
-        '<b></b></button></div><div id="about"><p class="soft">Point at a row or at a layer: '
-        "its group lights up, with all that writes, normalises and reads it. "
-        "Click to keep it, Esc to let go.</p></div></aside>"
+        "<b></b></button></div></aside>"
     )
 
 
 def _main(groups: Sequence[tuple[int, int]]) -> int:
-    """The group with most entries, -1 where there is none."""
+    """Return the group with most entries, -1 where there is none."""
     return max(groups, key=lambda pair: pair[1], default=(-1, 0))[0]
 
 

@@ -117,7 +117,7 @@ def _hosts(
 
 
 def _ends(host: Sequence[int]) -> dict[int, int]:
-    """The box at which the wires of a row start: the last one in it."""
+    """Find the box at which the wires of a row start: the last one in it."""
     ends: dict[int, int] = {}
     for node, layer in enumerate(host):
         ends[layer] = node

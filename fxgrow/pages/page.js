@@ -15,7 +15,10 @@
   const body = one("#groups tbody");
   const rows = all("#groups tbody tr");
   const rowOf = new Map(rows.map((row) => [Number(row.dataset.g), row]));
-  const words = rows.map((row) => row.textContent.toLowerCase());
+  const words = rows.map((row) => {
+    const group = data.groups[Number(row.dataset.g)];
+    return `${group.name} ${group.more}`.toLowerCase();
+  });
   const seek = one("#seek");
   const status = one("#status");
   const count = one("#count");
@@ -67,10 +70,12 @@
   const wiresAt = boxes.map(() => []);
   all(".wires path", net).forEach((path) => {
     const [source, target] = path.dataset.e.split(" ").map(Number);
-    wiresAt[source].push([target, path]);
+    wiresAt[source].push([target, path.getAttribute("d")]);
   });
   const front = document.createElementNS("http://www.w3.org/2000/svg", "g");
   front.setAttribute("class", "wires front");
+  const wires = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  front.append(wires);
   one(".wires", net).after(front);
   const roles = ["carries", "consumer", "per_unit", "norm", "producer"]; // the last one wins
   const titles = {
@@ -84,7 +89,7 @@
   function clear() {
     lit.forEach((box) => box.classList.remove("on", ...roles));
     lit = [];
-    front.replaceChildren();
+    wires.setAttribute("d", "");
     all(".strip i").forEach((tick) => tick.remove());
     net.classList.remove("lit");
     all("tr.hot", body).forEach((row) => row.classList.remove("hot"));
@@ -104,26 +109,31 @@
     for (const [i, name] of role) {
       boxes[i].classList.add("on", name);
       lit.push(boxes[i]);
-      tick(boxes[i], name);
     }
+    mark(role);
     const through = new Set(["producer", "norm", "per_unit", "carries"]
       .flatMap((name) => group.nodes[name] || []));
+    const lines = [];
     for (const i of through) {
-      for (const [target, path] of wiresAt[i]) {
-        if (role.has(target)) front.append(path.cloneNode());
-      }
+      for (const [target, line] of wiresAt[i]) if (role.has(target)) lines.push(line);
     }
+    wires.setAttribute("d", lines.join(""));
     net.classList.add("lit");
     rowOf.get(index)?.classList.add("hot");
     describe(group);
   }
 
-  const top = (box) => box.transform.baseVal[0].matrix.f;
+  const height = net.height.baseVal.value;
+  const tops = boxes.map((box) => box.transform.baseVal[0].matrix.f);
 
-  function tick(box, name) {
-    const mark = make("i", "", name);
-    mark.style.top = `${(100 * top(box)) / net.height.baseVal.value}%`;
-    strip.append(mark);
+  function mark(role) {
+    const ticks = new Map(); // one for every two pixels or so, however many layers there are
+    for (const [i, name] of role) ticks.set(Math.round((300 * tops[i]) / height), name);
+    for (const [place, name] of ticks) {
+      const line = make("i", "", name);
+      line.style.top = `${place / 3}%`;
+      strip.append(line);
+    }
   }
 
   function describe(group) {
@@ -150,8 +160,10 @@
   }
 
   function reveal(index) {
-    const first = lit.length ? Math.min(...lit.map(top)) : 0;
-    if (pinned === index) sheet.scrollTo({ top: first - 60 });
+    if (pinned !== index) return;
+    const nodes = data.groups[index].nodes;
+    const first = (nodes.producer || nodes.consumer || [0])[0];
+    sheet.scrollTo({ top: tops[first] - 60 });
   }
 
   const groupOf = (event) => {
@@ -181,8 +193,24 @@
     if (event.key === "Enter" && event.target.matches("#groups tr")) event.target.click();
   });
 
+  // Only boxes in sight are part of the page: however long the network, pointing is quick.
+  const layer = document.createElementNS("http://www.w3.org/2000/svg", "g");
+  net.append(layer);
+  let around = null;
+  function attach() {
+    const [from, to] = [sheet.scrollTop, sheet.scrollTop + sheet.clientHeight];
+    if (around && from - around[0] >= 150 && around[1] - to >= 150) return;
+    around = [from - 600, to + 600];
+    const seen = (_, i) => tops[i] >= around[0] && tops[i] <= around[1];
+    layer.replaceChildren(...boxes.filter(seen));
+    boxes.forEach((box, i) => seen(box, i) || box.remove());
+  }
+  window.addEventListener("beforeprint", () => layer.replaceChildren(...boxes));
+  window.addEventListener("afterprint", () => { around = null; attach(); });
+
   const view = one("b", strip);
   function follow() {
+    attach();
     view.style.top = `${(100 * sheet.scrollTop) / sheet.scrollHeight}%`;
     view.style.height = `${(100 * sheet.clientHeight) / sheet.scrollHeight}%`;
   }

@@ -32,24 +32,24 @@ def attribute(text: Any) -> str:
 
 
 def for_script(data: Any) -> str:
-    """Write JSON that no HTML parser takes for the end of its element.
+    r"""Write JSON that no HTML parser takes for the end of its element.
 
     Examples
     --------
     >>> for_script("</script>")
-    '"\\\\u003c/script\\\\u003e"'
+    '"\\u003c/script\\u003e"'
     """
     text = json.dumps(data, separators=(",", ":"))  # all but ASCII is escaped already
     return re.sub("[<>&]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def code(text: Any) -> str:
-    """Write a code span for a cell of a Markdown table.
+    r"""Write a code span for a cell of a Markdown table.
 
     Examples
     --------
     >>> code("a|b"), code("tick`")
-    ('`a\\\\|b`', '`` tick` ``')
+    ('`a\\|b`', '`` tick` ``')
     """
     flat = " ".join(clean(str(text)).split()).replace("|", "\\|")
     if not flat:

@@ -121,7 +121,8 @@ def graphml(inspection: Inspection) -> str:
     for left, right, data in inspection.graph.edges(data=True):
         plain.add_edge(names[left], names[right], **_cleaned(data))
     buffer = io.BytesIO()
-    nx.write_graphml(plain, buffer, encoding="utf-8", prettyprint=False)
+    write: Any = nx.write_graphml_xml  # needs no lxml, and is not annotated
+    write(plain, buffer, encoding="utf-8", prettyprint=False)
     return buffer.getvalue().decode("utf-8")
 
 

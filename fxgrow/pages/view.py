@@ -166,23 +166,32 @@ def _rows(
     *,
     grown: bool = False,
 ) -> tuple[Row, ...]:
-    return tuple(
+    growable = (
         Row(
             group["name"],
             group["width"],
-            *(None if frozen else group[key] for key in _PRICES),
-            votes=int(votes.get(group["name"], 0)) if votes and not frozen else None,
+            group["multiple_of"],
+            group["rows_per_unit"],
+            group["params_per_unit"],
+            group["flops_per_unit"],
+            int(votes.get(group["name"], 0)) if votes else None,
+            activity.get(group["name"]),
+            int(additions.get(group["name"], 0)) if grown else None,
+            tuple(group["layers"]),
+        )
+        for group in data["groups"]
+    )
+    frozen = (
+        Row(
+            group["name"],
+            group["width"],
             activity=activity.get(group["name"]),
-            added=int(additions.get(group["name"], 0)) if grown and not frozen else None,
             layers=tuple(group["layers"]),
             reason=group["reason"],
         )
-        for frozen, kind in ((False, "groups"), (True, "frozen"))
-        for group in data[kind]
+        for group in data["frozen"]
     )
-
-
-_PRICES = ("multiple_of", "rows_per_unit", "params_per_unit", "flops_per_unit")
+    return (*growable, *frozen)
 
 
 def _facts(growth: Growth) -> tuple[tuple[str, str], ...]:
@@ -200,7 +209,9 @@ def _facts(growth: Growth) -> tuple[tuple[str, str], ...]:
     check = growth.verification
     if check is not None:
         worst = max(check.eval_error, check.train_error)
-        facts.append((f"largest difference of outputs, {check.dtype}", f"{worst:.1e}"))
+        facts.append(
+            (f"largest difference of outputs, {check.dtype}", f"{worst:.1e}" if worst else "0")
+        )
     return tuple(facts)
 
 
