@@ -86,6 +86,10 @@ Exclude = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of everything random.")]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, and nothing else.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", help="Also write a page for the browser, with a picture."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Let the output replace a file.")]
 
 
@@ -103,28 +107,31 @@ def inspect(
     seed: Seed = 0,
     as_json: Json = False,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Also write .json, .html or .dot.")
+        Path | None,
+        typer.Option("-o", "--output", help="Also write .html, .md, .json, .graphml or .dot."),
     ] = None,
+    html: Html = None,
     force: Force = False,
 ) -> None:
     """Show what can grow, what cannot, and why."""
     with _errors():
+        from fxgrow import pages
+
         from . import ranks, render, work
 
         if not ranks.is_first():
             return
-        if output is not None:
-            work.check_output(output, {".json", ".html", ".dot"}, force=force)
+        wanted = work.check_reports(output, html, force=force)
         found = work.open_model(model, arch, trust_pickle, input or (), seed)
         result = work.inspect(found, include or (), exclude or (), strict=strict)
-        if output is not None:
-            work.write_inspection(result, output)
+        for path in wanted:
+            pages.write(result, path)
         if as_json:
             render.as_json(result.to_dict())
         else:
             render.inspection(result.to_dict(), found.shape)
-            if output is not None:
-                render.line(f"Written to {output}.")
+            for path in wanted:
+                render.line(f"Written to {path}.")
 
 
 @app.command()
@@ -182,6 +189,7 @@ def expand(
             "[default: <model>-grown.safetensors]",
         ),
     ] = None,
+    html: Html = None,
     force: Force = False,
 ) -> None:
     """Make a model wider: vote, plan, insert, adjust, check, write."""
@@ -209,13 +217,14 @@ def expand(
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, {".safetensors", ".pt", ".pth"}, force=force, source=model)
+        work.check_reports(None, html, force=force)
         work.check_device(here.device)
         options["loss"] = work.find_loss(loss)
         found = work.open_model(model, arch, trust_pickle, input or (), seed, needed=data is None)
         with render.progress(visible=here.first and not as_json) as show:
             options["progress"] = show
             task = work.prepare(found, data, batch_size, options, here)
-            report = task.plan() if dry_run else task.grow(growing, target)
+            report = task.plan(html) if dry_run else task.grow(growing, target, html)
         if not here.first:
             return
         report["random_votes"] = data is None and distributor is Distributor.svod

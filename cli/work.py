@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fxgrow
-from fxgrow import io, report
+from fxgrow import io, pages, report
 from fxgrow.errors import FileError, InputError
 
 from .data import find_data, random_data
@@ -56,8 +55,8 @@ class Task:
     options: Mapping[str, Any]
     here: Here
 
-    def plan(self) -> dict[str, Any]:
-        """Vote and plan; grow nothing."""
+    def plan(self, html: Path | None = None) -> dict[str, Any]:
+        """Vote and plan; grow nothing. Shows the votes in ``html``."""
         device = self.here.device
         model = self.found.model if device is None else self.found.model.to(device)
         options = dict(self.options)
@@ -65,9 +64,13 @@ class Task:
         inspection, votes, plan = fxgrow.plan_for(
             model, self.data, **options, process_group=self.here.team
         )
+        if html is not None and self.here.first:
+            inspection.to_html(html, votes=votes, plan=plan)
         return {**report.growth_dict(inspection, plan, votes=votes), "output": None}
 
-    def grow(self, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    def grow(
+        self, growing: Mapping[str, Any], target: Path, html: Path | None = None
+    ) -> dict[str, Any]:
         """Grow, and write if it is this process that writes."""
         growth = fxgrow.expand(
             self.found.model,
@@ -79,6 +82,8 @@ class Task:
         )
         if not self.here.first:
             return {**growth.report, "output": str(target)}
+        if html is not None:
+            growth.to_html(html)
         return _written(growth, target, self.found.history)
 
 
@@ -133,17 +138,6 @@ def inspect(
     return fxgrow.inspect(
         opened.found.model, opened.inputs, include=include, exclude=exclude, strict=strict
     )
-
-
-def write_inspection(inspection: Inspection, path: Path) -> None:
-    """Write an inspection as JSON, HTML or DOT, atomically."""
-    if path.suffix == ".json":
-        text = json.dumps(inspection.to_dict(), indent=2)
-    elif path.suffix == ".html":
-        text = report.inspection_html(inspection)
-    else:
-        text = inspection.to_dot()
-    io.atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def prepare(
@@ -223,6 +217,15 @@ def check_output(path: Path, suffixes: set[str], *, force: bool, source: str | N
         raise FileError(msg)
     msg = f"{path}: exists already; choose another with -o, or --force to replace it"
     raise FileError(msg)
+
+
+def check_reports(output: Path | None, html: Path | None, *, force: bool) -> list[Path]:
+    """Return the reports that are asked for; raise early where one could not be written."""
+    kinds = ((output, set(pages.FORMATS)), (html, {".html"}))
+    wanted = {path: suffixes for path, suffixes in kinds if path is not None}
+    for path, suffixes in wanted.items():
+        check_output(path, suffixes, force=force)
+    return list(wanted)
 
 
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:
