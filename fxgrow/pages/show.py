@@ -33,7 +33,8 @@ class Shown:
         path : str or Path
         **given
             ``activity``: dict of group name to the share (0 to 1) of its units that are
-            active. ``votes``, of an inspection: what :func:`fxgrow.vote` returned.
+            active. Of an inspection: ``votes``, what :func:`fxgrow.vote` returned, and
+            ``plan``, what shall grow.
 
         Raises
         ------

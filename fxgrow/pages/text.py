@@ -11,7 +11,7 @@ from .safe import clean, code
 from .view import short, site
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ..inspection import Inspection
     from ..ir import Group
@@ -46,7 +46,7 @@ def markdown(view: View) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("added", ">new width", lambda row: f"{row.width + row.added:,}" if row.added else "·"),
     ("step", ">step", lambda row: f"{row.step:,}"),
     ("rows", ">rows per unit", lambda row: f"{row.rows:,}"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..inspection import Inspection
-    from ..ir import Growth, Votes
+    from ..ir import Growth, Plan, Votes
 
 __all__ = ["Row", "View", "growth_view", "inspection_view", "site"]
 
@@ -69,6 +69,7 @@ def inspection_view(
     inspection: Inspection,
     votes: Votes | None = None,
     activity: Mapping[str, float] | None = None,
+    plan: Plan | None = None,
 ) -> View:
     """Show an inspection.
 
@@ -79,13 +80,17 @@ def inspection_view(
         What :func:`fxgrow.vote` returned.
     activity : dict of str to float, optional
         Group name to the share (0 to 1) of its units that are active.
+    plan : Plan, optional
+        What shall grow.
 
     Returns
     -------
     View
     """
     data = report.inspection_dict(inspection)
-    rows = _rows(data, {} if votes is None else votes.counts, activity or {}, {})
+    counts = {} if votes is None else votes.counts
+    additions = {} if plan is None else plan.additions
+    rows = _rows(data, counts, activity or {}, additions, grown=plan is not None)
     facts = (
         ("parameters", f"{data['params']:,}"),
         ("FLOPs on the example inputs", short(data["flops"])),
