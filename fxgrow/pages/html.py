@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .drawing import hue, svg
 from .layout import lay_out
 from .network import network_of, roles_of, users_of
-from .safe import attribute, for_script
+from .safe import attribute, clean, for_script
 from .view import short, site
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _sorted_by(row: Row) -> dict[str, Any]:
     if row.reason is not None:
         why = f"Frozen: {row.reason['message']}; {site(row.reason)}".rstrip("; ")
     return {
-        "name": row.name,
+        "name": clean(row.name),
         "width": row.width,
         "after": None if row.added is None else row.width + row.added,
         "step": row.step,
@@ -131,10 +131,10 @@ def _sorted_by(row: Row) -> dict[str, Any]:
         "flops": row.flops,
         "votes": row.votes,
         "activity": row.activity,
-        "more": why or ", ".join(row.layers),
+        "more": clean(why or ", ".join(row.layers)),
         "state": state,
         "about": units + price,
-        "why": why,
+        "why": clean(why),
         "nodes": {},
     }
 
@@ -269,7 +269,7 @@ def _picture(view: View, inspection: Inspection, network: Network, data: dict[st
             if not node.tensors:
                 nodes = data["groups"][group_position]["nodes"]
                 nodes.setdefault("carries", []).append(position)
-    data["nodes"] = [node.name for node in network.nodes]
+    data["nodes"] = [clean(node.name) for node in network.nodes]
     data["writes"] = [_main(node.groups) for node in network.nodes]
     beside = {i for group in data["groups"] for i in group["nodes"].get("norm", ())}
     growable = len(inspection.groups)

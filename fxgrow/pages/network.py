@@ -83,7 +83,9 @@ def network_of(inspection: Inspection) -> Network:
     owners = _owners(inspection, groups)
     walk = _Walk(inspection.analysis.planes, told)
     nodes = []
-    for node in traced.distinct[0][1].nodes:
+    # auxiliary heads run in one mode only: the longer graph has them
+    graph = max((graph for _, graph in traced.distinct), key=lambda g: len(g.nodes))
+    for node in graph.nodes:
         loose = walk.visit(node, _own_tensors(traced.root, node, first))
         if loose is not None:
             nodes.append(_node(traced.root, node, loose, inspection.analysis.planes, owners))

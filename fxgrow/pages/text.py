@@ -174,5 +174,5 @@ def _cluster(index: int, group: Group) -> list[str]:
 
 
 def _quote(text: str) -> str:
-    flat = clean(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    flat = " ".join(clean(text).split()).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{flat}"'
