@@ -25,6 +25,7 @@ __all__ = ["page"]
 LONGEST = 20_000  # nodes that a browser still draws at once
 PRINTED = 2600  # pixels of height up to which the picture fits on one sheet of paper
 SHOWN_LAYERS = 4
+WHOLE = 20  # characters of a name that is kept on one line
 
 
 def page(view: View) -> str:
@@ -165,14 +166,17 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _known(rows: Sequence[Row], key: str) -> bool:
-    return any(getattr(row, "added" if key == "after" else key) is not None for row in rows)
+    plain = (None, 1) if key == "rows" else (None,)  # heads have several rows, channels one
+    return any(getattr(row, "added" if key == "after" else key) not in plain for row in rows)
 
 
 def _name_cell(row: Row, position: int, widest: int) -> str:
     dot = '<span class="dot none"></span>'
     if row.reason is None:
         dot = f'<span class="dot" style="--h:{hue(position)}"></span>'
-    return f'<td class="name">{dot}<code>{_breakable(row.name)}</code></td>'
+    whole = len(row.name) <= WHOLE
+    name = attribute(row.name) if whole else _breakable(row.name)
+    return f'<td class="name{" whole" if whole else ""}">{dot}<code>{name}</code></td>'
 
 
 def _breakable(name: str) -> str:
