@@ -5,8 +5,10 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
+from types import SimpleNamespace
 
 import networkx as nx
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -19,7 +21,7 @@ import fxgrow
 from fxgrow import pages
 from fxgrow.errors import FileError, InputError
 from fxgrow.pages.layout import HALF, lay_out
-from fxgrow.pages.network import Network, Node, network_of, roles_of, users_of
+from fxgrow.pages.network import Network, Node, by_layers, network_of, roles_of, users_of
 from fxgrow.pages.safe import clean, code, shortened
 from fxgrow.pages.view import short
 
@@ -72,6 +74,29 @@ def test_network_holds_every_tensor_and_every_group(inspections, name):
     ops = Counter(node.op for node in network.nodes)
     assert ops["output"] == 1
     assert ops["input"] >= 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_models_that_are_no_graph_show_their_layers(inspections, name):
+    inspection = inspections[name]
+    network = by_layers(inspection)
+    assert all(a < b for a, b in network.edges)
+    users = users_of(network)
+    for group in (*inspection.groups, *inspection.frozen):
+        assert all(roles_of(group, users).values())
+    assert all(node.tensors for node in network.nodes)
+    lay_out(network)
+
+
+def test_layers_hang_on_what_they_read():
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    network = by_layers(fxgrow.inspect(net, VECTOR))
+    assert [(node.name, node.op, node.size) for node in network.nodes] == [
+        ("0", "Linear", 8),
+        ("1", "BatchNorm1d", 8),
+        ("3", "Linear", 3),
+    ]
+    assert network.edges == ((0, 1), (1, 2))
 
 
 def test_network_of_a_residual_net(inspections):
@@ -250,6 +275,8 @@ def test_votes_activity_and_plan_are_shown(tmp_path):
     assert (entry["votes"], entry["activity"], entry["after"]) == (votes.counts["0"], 0.75, 13)
     assert "75%" in text
     assert 'data-key="votes"' in text
+    seen = SimpleNamespace(groups=[SimpleNamespace(name="0", active=np.array([1.0, 0.0, 0.5]))])
+    assert "| 50% |" in inspection.to_markdown(activity=seen)  # as fxgrow.activity returns it
     inspection.to_html(tmp_path / "b.html")  # columns without figures are left out
     bare = (tmp_path / "b.html").read_text(encoding="utf-8")
     assert 'data-key="votes"' not in bare

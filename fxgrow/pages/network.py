@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import fx
 
-from ..analyse import Noted, tensor_names
+from ..analyse import tensor_names
 from ..groups import layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from torch import fx
 
     from ..inspection import Inspection
     from ..ir import Group
@@ -79,17 +80,76 @@ def network_of(inspection: Inspection) -> Network:
     traced = inspection.analysis.traced
     first = {id(tensor): name for name, tensor in tensor_names(traced.root).items()}
     groups = (*inspection.groups, *inspection.frozen)
+    # auxiliary heads run in one mode only: the longer graph has them
+    graph = max((graph for _, graph in traced.distinct), key=lambda g: len(g.nodes))
+    if any(node.op == "call_module" and node.target == "" for node in graph.nodes):
+        return by_layers(inspection)  # the model is no graph
     told = {group.reason.node for group in groups if group.reason is not None} - {""}
     owners = _owners(inspection, groups)
     walk = _Walk(inspection.analysis.planes, told)
     nodes = []
-    # auxiliary heads run in one mode only: the longer graph has them
-    graph = max((graph for _, graph in traced.distinct), key=lambda g: len(g.nodes))
     for node in graph.nodes:
         loose = walk.visit(node, _own_tensors(traced.root, node, first))
         if loose is not None:
             nodes.append(_node(traced.root, node, loose, inspection.analysis.planes, owners))
     return Network(tuple(nodes), tuple(walk.edges))
+
+
+def by_layers(inspection: Inspection) -> Network:
+    """Picture a model that is no graph: its layers as defined, readers under writers.
+
+    A layer that reads or normalises a group's units hangs on the last layer before it, in
+    order of definition, that writes or normalises them. Joins are not known.
+
+    Parameters
+    ----------
+    inspection : Inspection
+
+    Returns
+    -------
+    Network
+    """
+    root = inspection.analysis.traced.root
+    groups = (*inspection.groups, *inspection.frozen)
+    used = {slot.tensor for group in groups for slot in group.slots}
+    layers: dict[str, list[str]] = defaultdict(list)
+    for tensor in tensor_names(root):
+        if tensor in used:
+            layers[layer_of(tensor)].append(tensor)
+    place = {layer: i for i, layer in enumerate(layers)}
+    written: list[dict[int, int]] = [{} for _ in layers]
+    edges: set[tuple[int, int]] = set()
+    for position, group in enumerate(groups):
+        roles: dict[str, set[int]] = defaultdict(set)
+        for slot in group.slots:
+            layer = place[layer_of(slot.tensor)]
+            roles[slot.role].add(layer)
+            if slot.role != "consumer":
+                written[layer][position] = slot.positions.size
+        edges |= _hung(roles["producer"] | roles["norm"], roles["norm"] | roles["consumer"])
+    nodes = [
+        Node(
+            layer,
+            _class(root, layer),
+            "",
+            (),
+            tuple(tensors),
+            max(sizes.values(), default=0),
+            tuple(sizes.items()),
+        )
+        for (layer, tensors), sizes in zip(layers.items(), written, strict=True)
+    ]
+    return Network(tuple(nodes), tuple(sorted(edges)))
+
+
+def _hung(writers: set[int], readers: set[int]) -> set[tuple[int, int]]:
+    before = {reader: [w for w in writers if w < reader] for reader in readers}
+    return {(max(found), reader) for reader, found in before.items() if found}
+
+
+def _class(root: Any, layer: str) -> str:
+    module = dict(root.named_modules()).get(layer)
+    return "parameter" if module is None else type(module).__name__
 
 
 class _Walk:
@@ -130,7 +190,7 @@ def _holds_tensor(value: Any) -> bool:
         value = tuple(value.values())
     if isinstance(value, tuple):
         return any(_holds_tensor(item) for item in value)
-    return isinstance(value, Noted)
+    return hasattr(value, "planes")
 
 
 def _own_tensors(root: Any, node: fx.Node, first: Mapping[int, str]) -> tuple[str, ...]:
@@ -153,8 +213,8 @@ def _node(
     planes: Mapping[fx.Node, Any],
     owners: np.ndarray,
 ) -> Node:
-    value = planes.get(node)
-    shape = value.shape if isinstance(value, Noted) else ()
+    value: Any = planes.get(node)
+    shape = value.shape if hasattr(value, "planes") else ()
     found: Counter[int] = Counter()
     size = 0
     for plane in _planes(value):
@@ -179,8 +239,8 @@ def _planes(value: Any) -> Iterable[Plane]:
     if isinstance(value, tuple):
         for item in value:
             yield from _planes(item)
-    elif isinstance(value, Noted):
-        yield from value.planes
+    else:
+        yield from getattr(value, "planes", ())
 
 
 def _owners(inspection: Inspection, groups: tuple[Group, ...]) -> np.ndarray:

@@ -32,9 +32,9 @@ class Shown:
         ----------
         path : str or Path
         **given
-            ``activity``: dict of group name to the share (0 to 1) of its units that are
-            active. Of an inspection: ``votes``, what :func:`fxgrow.vote` returned, and
-            ``plan``, what shall grow.
+            ``activity``: dict of group name to the share (0 to 1) of samples that its units
+            are active on, or what ``fxgrow.activity`` returned. Of an inspection:
+            ``votes``, what :func:`fxgrow.vote` returned, and ``plan``, what shall grow.
 
         Raises
         ------

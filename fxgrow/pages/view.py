@@ -68,7 +68,7 @@ class View:
 def inspection_view(
     inspection: Inspection,
     votes: Votes | None = None,
-    activity: Mapping[str, float] | None = None,
+    activity: Mapping[str, float] | Any = None,
     plan: Plan | None = None,
 ) -> View:
     """Show an inspection.
@@ -78,8 +78,8 @@ def inspection_view(
     inspection : Inspection
     votes : Votes, optional
         What :func:`fxgrow.vote` returned.
-    activity : dict of str to float, optional
-        Group name to the share (0 to 1) of its units that are active.
+    activity : dict of str to float, or Activity, optional
+        Group name to the share (0 to 1) of samples that its units are active on.
     plan : Plan, optional
         What shall grow.
 
@@ -90,7 +90,7 @@ def inspection_view(
     data = report.inspection_dict(inspection)
     counts = {} if votes is None else votes.counts
     additions = {} if plan is None else plan.additions
-    rows = _rows(data, counts, activity or {}, additions, grown=plan is not None)
+    rows = _rows(data, counts, _shares(activity), additions, grown=plan is not None)
     facts = (
         ("parameters", f"{data['params']:,}"),
         ("FLOPs on the example inputs", short(data["flops"])),
@@ -111,15 +111,15 @@ def inspection_view(
     )
 
 
-def growth_view(growth: Growth, activity: Mapping[str, float] | None = None) -> View:
+def growth_view(growth: Growth, activity: Mapping[str, float] | Any = None) -> View:
     """Show a growth: the model before and after.
 
     Parameters
     ----------
     growth : Growth
         One that was loaded from a file has no picture.
-    activity : dict of str to float, optional
-        Group name to the share (0 to 1) of its units that are active.
+    activity : dict of str to float, or Activity, optional
+        Group name to the share (0 to 1) of samples that its units are active on.
 
     Returns
     -------
@@ -127,7 +127,7 @@ def growth_view(growth: Growth, activity: Mapping[str, float] | None = None) -> 
     """
     inspection, votes = growth.inspection, growth.votes
     counts = {} if votes is None else votes.counts
-    given = activity or {}
+    given = _shares(activity)
     additions = growth.plan.additions
     if inspection is not None:
         data = report.inspection_dict(inspection)
@@ -239,6 +239,14 @@ def _voted(votes: Mapping[str, Any]) -> str:
         f"Votes: {votes['distributor']}, a budget of {votes['budget']:,.0f} {votes['unit']}, "
         f"seed {votes['seed']}."
     )
+
+
+def _shares(activity: Any) -> dict[str, float]:
+    """Mean share of active units by group, of a mapping or of a :class:`fxgrow.Activity`."""
+    groups = getattr(activity, "groups", None)
+    if groups is None:
+        return dict(activity or {})
+    return {group.name: float(group.active.mean()) for group in groups}
 
 
 def model_name(inspection: Inspection) -> str:
