@@ -18,6 +18,8 @@ from conftest import ROOT
 from fxgrow_cli.main import app
 from typer.testing import CliRunner
 
+import fxgrow
+
 DOCS = ROOT / "docs"
 FENCE = re.compile(
     r"(?P<skip><!-- not run: (?P<reason>[^>]*) -->\s*)?"
@@ -118,6 +120,15 @@ def check(command, wanted, output):
     flat = " ".join(output.split())
     parts = [re.escape(" ".join(line.split())).replace("…", ".*?") for line in wanted]
     assert re.search(".*?".join(parts), flat, re.DOTALL), f"{command} writes:\n{output}"
+
+
+def test_reference_names_all_that_is_public():
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    listed = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    listed |= set(re.findall(r"heading: (\w+)", text))
+    errors = {name for name in fxgrow.__all__ if hasattr(fxgrow.errors, name)}
+    assert "errors" in listed  # all of them stand in that module
+    assert set(fxgrow.__all__) - errors <= listed
 
 
 def test_what_is_not_run_says_why():
