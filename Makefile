@@ -31,6 +31,7 @@ lint: $(VENV)/.installed-dev
 # the variable silences an advertisement of the theme's makers
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 zoo: $(VENV)/.installed-zoo
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m zoo $(ARGS)
