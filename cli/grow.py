@@ -86,6 +86,7 @@ def expand(
         bool, typer.Option("--dry-run", help="Vote and plan; grow and write nothing.")
     ] = False,
     output: use.WeightsOutput = None,
+    html: use.Html = None,
     force: use.Force = False,
     as_json: use.Json = False,
     quiet: use.Quiet = False,
@@ -130,6 +131,7 @@ def expand(
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, GROWN, force=force, source=model)
+        work.check_reports(None, html, force=force)
         work.check_device(here.device)
         chosen["loss"] = work.find_loss(loss)
         source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
@@ -139,7 +141,7 @@ def expand(
         with screen.progress(here.first) as show:
             chosen["progress"] = show
             task = work.prepare(found, data, batch_size, chosen, here)
-            report = task.plan() if dry_run else task.grow(growing, target)
+            report = task.plan(html) if dry_run else task.grow(growing, target, html)
         if here.first:
             report["random_votes"] = data is None and distributor == "svod"
             _show(screen, report)

@@ -13,7 +13,7 @@ from .session import session
 INSPECT_EXAMPLES = use.examples(
     "fxgrow inspect torchvision:resnet18",
     "fxgrow inspect model.pt --arch net.py:Net --model-kwargs width=64 --input 1x3x64x64",
-    "fxgrow inspect torchvision:resnet18 -o report.html",
+    "fxgrow inspect torchvision:resnet18 --html report.html",
     "fxgrow inspect torchvision:resnet18 --json | jq -r '.groups[].name'",
 )
 
@@ -36,8 +36,14 @@ def inspect(
     seed: use.Seed = 0,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Also write .json, .html or .dot.", metavar="FILE"),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Also write .html, .md, .json, .graphml or .dot.",
+            metavar="FILE",
+        ),
     ] = None,
+    html: use.Html = None,
     force: use.Force = False,
     as_json: use.Json = False,
     quiet: use.Quiet = False,
@@ -47,14 +53,15 @@ def inspect(
     """Show what can grow, what cannot, and why."""
     del config
     with session(as_json, quiet, verbose) as screen:
+        from fxgrow import pages
+
         from . import ranks, render, watching, work
         from .discover import Source
         from .references import keywords
 
         if not ranks.is_first():
             return
-        if output is not None:
-            work.check_output(output, {".json", ".html", ".dot"}, force=force)
+        wanted = work.check_reports(output, html, force=force)
         source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or (), needed=data is None)
         screen.note(f"{model}: {found.summary}")
@@ -62,14 +69,15 @@ def inspect(
             found = watching.with_inputs_of(found, str(data), seed)
         result = work.inspect(found, include or (), exclude or (), strict=strict)
         shown = result.to_dict()
+        given = {}
         if data is not None:
-            seen = watching.activity(found, data, None, None, seed)
-            shown["activity"] = seen.to_dict()
-        if output is not None:
-            work.write_inspection(result, output)
+            given["activity"] = watching.activity(found, data, None, None, seed)
+            shown["activity"] = given["activity"].to_dict()
+        for path in wanted:
+            pages.write(result, path, **given)
         screen.show(shown, lambda table: render.inspection(table, found.shape))
-        if output is not None:
-            screen.line(f"Written to {output}.")
+        for path in wanted:
+            screen.line(f"Written to {path}.")
 
 
 ACTIVITY_EXAMPLES = use.examples(

@@ -155,6 +155,12 @@ Config = Annotated[
         dir_okay=False,
     ),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", help="Also write a page for the browser, with a picture.", metavar="FILE"
+    ),
+]
 WeightsOutput = Annotated[
     Path | None,
     typer.Option(

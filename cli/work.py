@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fxgrow
-from fxgrow import io, report
+from fxgrow import io, pages, report
 from fxgrow.errors import FileError, InputError
 from fxgrow.replay import replay
 from fxgrow.stages import grow
@@ -69,8 +68,8 @@ class Task:
     options: Mapping[str, Any]
     here: Here
 
-    def plan(self) -> dict[str, Any]:
-        """Vote and plan; grow nothing."""
+    def plan(self, html: Path | None = None) -> dict[str, Any]:
+        """Vote and plan; grow nothing. Shows the votes in ``html``."""
         device = self.here.device
         model = self.found.model if device is None else self.found.model.to(device)
         options = dict(self.options)
@@ -78,10 +77,14 @@ class Task:
         inspection, votes, plan = fxgrow.plan_for(
             model, self.data, **options, process_group=self.here.team
         )
+        if html is not None and self.here.first:
+            inspection.to_html(html, votes=votes, plan=plan)
         shown = report.growth_dict(inspection, plan, votes=votes)
         return {**shown, "seed": options["seed"], "output": None}
 
-    def grow(self, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    def grow(
+        self, growing: Mapping[str, Any], target: Path, html: Path | None = None
+    ) -> dict[str, Any]:
         """Grow, and write if it is this process that writes."""
         growth = fxgrow.expand(
             self.found.model,
@@ -93,6 +96,8 @@ class Task:
         )
         if not self.here.first:
             return {**growth.report, "output": str(target)}
+        if html is not None:
+            growth.to_html(html)
         return written(growth, target, self.found.history)
 
 
@@ -184,17 +189,6 @@ def inspect(
     )
 
 
-def write_inspection(inspection: Inspection, path: Path) -> None:
-    """Write an inspection as JSON, HTML or DOT, atomically."""
-    if path.suffix == ".json":
-        text = json.dumps(inspection.to_dict(), indent=2)
-    elif path.suffix == ".html":
-        text = report.inspection_html(inspection)
-    else:
-        text = inspection.to_dot()
-    io.atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def prepare(
     opened: Opened,
     data: str | None,
@@ -276,6 +270,15 @@ def check_output(path: Path, suffixes: set[str], *, force: bool, source: str | N
         raise FileError(msg)
     msg = f"{path}: exists already; choose another with -o, or --force to replace it"
     raise FileError(msg)
+
+
+def check_reports(output: Path | None, html: Path | None, *, force: bool) -> list[Path]:
+    """Return the reports that are asked for; raise early where one could not be written."""
+    kinds = ((output, set(pages.FORMATS)), (html, {".html"}))
+    wanted = {path: suffixes for path, suffixes in kinds if path is not None}
+    for path, suffixes in wanted.items():
+        check_output(path, suffixes, force=force)
+    return list(wanted)
 
 
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:

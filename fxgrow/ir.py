@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from .pages.show import Shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import torch
     from torch.optim import Optimizer
     from torch.optim.swa_utils import AveragedModel
+
+    from .inspection import Inspection
+    from .pages.view import View
 
 Role = Literal["producer", "norm", "per_unit", "consumer"]
 Unit = Literal["neurons", "params", "flops"]
@@ -174,6 +179,11 @@ class Votes:
     unit: Unit = "neurons"
     seed: int = 0
 
+    def _repr_html_(self) -> str:
+        from .pages.notebook import votes_snippet
+
+        return votes_snippet(self)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -318,11 +328,12 @@ class Verification:
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
+class Growth(Shown):
     """What :func:`fxgrow.widen` and :func:`fxgrow.expand` return.
 
     ``sources`` holds the parameters of the caller's model by their (first) name, the very
-    objects that an optimizer knows; it keeps them alive, and is not saved to files.
+    objects that an optimizer knows; it keeps them alive. ``inspection`` is that of the model
+    before growth, for reports (None after a transfer). Neither is saved to files.
     """
 
     module: torch.nn.Module
@@ -333,6 +344,7 @@ class Growth:
     report: Mapping[str, Any]
     groups: tuple[GrownGroup, ...] = ()
     sources: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    inspection: Inspection | None = field(default=None, repr=False)
 
     def save(self, path: str) -> None:
         """Write the grown weights and the plan to one ``.safetensors`` file."""
@@ -367,3 +379,11 @@ class Growth:
         from .optim import migrate_ema
 
         return migrate_ema(self, averaged)
+
+    def _view(self, **given: Any) -> View:
+        from .pages.view import growth_view
+
+        return growth_view(self, **given)
+
+    def _data(self) -> Mapping[str, Any]:
+        return self.report

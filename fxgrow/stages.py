@@ -158,6 +158,7 @@ def grow(
         report,
         rewritten.groups,
         sources=dict(model.named_parameters()),
+        inspection=inspection,
     )
 
 
