@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +63,7 @@ def find_model(
     path = Path(reference)
     if path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
         return _from_checkpoint(path, arch, trust_pickle, seed)
-    if path.suffix == ".safetensors":
+    if path.name.endswith((".safetensors", ".safetensors.index.json")):
         return _from_growth(path, arch, seed)
     if arch is not None:
         msg = f"--arch goes with a file of weights; {reference!r} is a model already"
@@ -169,7 +166,7 @@ def _stored_inputs(model: torch.nn.Module, inputs: Any) -> Any:
 
 
 def _from_checkpoint(path: Path, arch: str | None, trust: bool, seed: int) -> Found:
-    content = _unpickle(path, trust)
+    content = io.open_pickle(path, trust=trust)
     inputs = content.get("example_inputs") if isinstance(content, dict) else None
     whole = _whole_module(content)
     if whole is not None:
@@ -195,70 +192,6 @@ def _own_arch(content: Any) -> str | None:
     if isinstance(arch, str) and arch.startswith(("torchvision:", "timm:")):
         return arch
     return None
-
-
-def _unpickle(path: Path, trust: bool) -> Any:
-    if not path.is_file():
-        msg = f"{path}: there is no such file"
-        raise FileError(msg)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about file formats: our own message says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        runs = _what_it_runs(path, error)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-    if not trust:
-        msg = (
-            f"{path}: is a pickle that would run {runs}; if you trust where it comes from, "
-            "add --trust-pickle, or save its state_dict and name --arch"
-        )
-        raise FileError(msg)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (ImportError, AttributeError) as error:
-        why = first_line(error)
-        msg = f"{path}: needs code that is not here ({why}); install it or change folder"
-        raise FileError(msg) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        msg = f"{path}: damaged ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-
-
-def _what_it_runs(path: Path, error: Exception) -> str:
-    """Name the globals of a pickle, without running it.
-
-    Raises
-    ------
-    FileError
-        If it is no pickle at all: nobody should be asked to trust it.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        else:
-            names = _old_globals(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as damage:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(damage)}); get it again"
-        raise FileError(msg) from error
-    if not names:
-        return "code that can't be listed"
-    own = [name for name in names if not name.startswith("torch.")] or names
-    more = len(names) - len(own[:8])
-    return ", ".join(own[:8]) + (f" and {more} more" if more else "")
-
-
-def _old_globals(path: Path) -> list[str]:
-    """Read the globals of torch.save's old format: a few pickles in a row, then storages."""
-    names = set()
-    with path.open("rb") as file:
-        for _ in range(4):  # magic number, protocol, system, the object
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-    return sorted(names)
 
 
 def _whole_module(content: Any) -> torch.nn.Module | None:
@@ -293,7 +226,7 @@ def _load_weights(
 ) -> None:
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         details = [line.strip() for line in str(error).splitlines()[1:]]
         why = details[0] if details else first_line(error)
         msg = f"{path}: its weights don't fit --arch {arch}: {why[:200]}"
@@ -309,6 +242,5 @@ def _from_growth(path: Path, arch: str | None, seed: int) -> Found:
     growth = io.load(path, base.model)
     inputs = io.example_inputs(meta["inputs"])
     steps = tuple(meta["steps"])
-    return replace(
-        base, model=growth.module, stem=path.stem, inputs=inputs, path=path, history=steps
-    )
+    stem = path.name.partition(".safetensors")[0]
+    return replace(base, model=growth.module, stem=stem, inputs=inputs, path=path, history=steps)

@@ -9,18 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as rich_escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from fxgrow.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 
+def escape(text: str) -> str:
+    """Make text fit for a terminal: no markup, nothing that moves the cursor or hides."""
+    return rich_escape(printable(text))
+
+
 def error(message: str) -> None:
     """Write one sentence to stderr."""
-    text = " ".join(message.split())
+    text = printable(" ".join(message.split()))
     Console(stderr=True, soft_wrap=True, highlight=False).print(
         Text("error: ", style="bold red") + Text(text)
     )

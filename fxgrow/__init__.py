@@ -17,7 +17,7 @@ from .errors import (
 from .grower import Grower
 from .history import History
 from .inspection import Inspection
-from .io import load, save
+from .io import apply, load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
 from .planes import Plane
 from .propagate import Call, Propagation
@@ -52,6 +52,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Votes",
+    "apply",
     "at",
     "every",
     "expand",

@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import torch
     from torch.optim import Optimizer
@@ -320,6 +321,7 @@ class Growth:
 
     ``sources`` holds the parameters of the caller's model by their (first) name, the very
     objects that an optimizer knows; it keeps them alive, and is not saved to files.
+    ``base`` describes every tensor of that model before growth: type, shape, checksum.
     """
 
     module: torch.nn.Module
@@ -330,9 +332,13 @@ class Growth:
     report: Mapping[str, Any]
     groups: tuple[GrownGroup, ...] = ()
     sources: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    base: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def save(self, path: str) -> None:
-        """Write the grown weights and the plan to one ``.safetensors`` file."""
+    def save(self, path: str | Path) -> None:
+        """Write the grown weights and the plan: a file, shards, or the plan alone.
+
+        See :func:`fxgrow.save`.
+        """
         from .io import save
 
         save(self, path)

@@ -11,7 +11,9 @@ from . import report as reports
 from .ballot import candidate_count
 from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
+from .files.digest import fingerprint
 from .ir import Growth, Plan, Unit, Votes
+from .plan import MAX_ADDED
 from .rewrite import rewrite
 from .verify import verify as verify_models
 from .vote import cast_votes
@@ -63,6 +65,12 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
     if not chosen:
         raise InputError(
             "additions name no group; pass {group name: units}, see inspect(...).groups"
+        )
+    added = inspection.costs.params(inspection.groups, chosen)
+    if added > MAX_ADDED:
+        raise BudgetError(
+            f"the additions would make {added} parameter elements, more than the limit of "
+            f"{MAX_ADDED}; add fewer units"
         )
     spent = inspection.costs.neurons(inspection.groups, chosen)
     return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
@@ -148,6 +156,7 @@ def grow(
         report,
         rewritten.groups,
         sources=dict(model.named_parameters()),
+        base=fingerprint(model),
     )
 
 
@@ -157,6 +166,10 @@ def input_spec(inputs: Inputs) -> dict[str, Any]:
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if type(value) in {list, tuple}:
+            return {type(value).__name__: [spec(item) for item in value]}
+        if type(value) is dict:
+            return {"dict": {str(key): spec(item) for key, item in value.items()}}
         plain = isinstance(value, (int, float, str, bool, type(None)))
         return {"value": value if plain else repr(value)}
 
