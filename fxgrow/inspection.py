@@ -17,6 +17,7 @@ from .groups import MESSAGES, group_units, layer_of
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .plain import collector_paused, plain
+from .printable import quoted
 from .trace import trace
 from .wrapping import unwrap
 
@@ -87,7 +88,7 @@ class Inspection:
         near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(
-            f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)"
+            f"no group is called {quoted(name, 200)}{hint} (fxgrow.inspect(...).groups lists all)"
         )
 
     def to_dict(self) -> dict[str, Any]:

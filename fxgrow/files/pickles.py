@@ -31,7 +31,7 @@ _LOCAL = b"PK\x03\x04"  # begin of a zip archive, for torch.load
 _TAR = (257, b"ustar")
 _OLD_PICKLES = 5  # magic number, protocol, system, the object, keys of its storages
 _LARGEST_PICKLE = 2**27  # bytes, without tensors
-_MOST_PARTS = 2_000_000
+_MOST_PARTS = 10_000_000
 _ITEM_SIZES = {
     **dict.fromkeys(["DoubleStorage", "LongStorage", "ComplexFloatStorage"], 8),
     **dict.fromkeys(["HalfStorage", "ShortStorage", "BFloat16Storage"], 2),
@@ -244,23 +244,25 @@ def _names(path: Path) -> str:
 def _checked(path: Path, content: Any) -> Any:
     """Refuse content that would hang or blow up whoever walks through it."""
     size = path.stat().st_size
-    ahead: list[tuple[Any, bool]] = [(content, False)]
+    counts: dict[int, int] = {}  # parts of each container, those of its parts included
     inside: set[int] = set()
-    count = 0
+    ahead: list[tuple[Any, bool]] = [(content, False)]
     while ahead:
         value, leaving = ahead.pop()
         if leaving:
             inside.discard(id(value))
-            continue
-        count += 1
-        if count > _MOST_PARTS or id(value) in inside:
-            raise ValueError("it refers to itself, or repeats itself without end")
-        _check_part(value, size)
-        parts = _parts(value)
-        if parts:
-            inside.add(id(value))
-            ahead.append((value, True))
-            ahead.extend((part, False) for part in parts)
+            total = sum(counts.get(id(part), 1) for part in _parts(value))
+            counts[id(value)] = 1 + total
+            if total > _MOST_PARTS:
+                raise ValueError("it repeats itself without end")
+        elif id(value) in inside:
+            raise ValueError("it refers to itself")
+        elif id(value) not in counts:
+            _check_part(value, size)
+            if parts := _parts(value):
+                inside.add(id(value))
+                ahead.append((value, True))
+                ahead.extend((part, False) for part in parts)
     return content
 
 

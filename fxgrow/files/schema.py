@@ -41,6 +41,7 @@ MOST_UNITS = 2**31
 _LONGEST_TEXT = 4096
 _LARGEST = 2**63 - 1
 _MOST_STEPS = 10_000
+_DEEPEST = 32
 
 
 def pack_meta(meta: Mapping[str, Any]) -> dict[str, str]:
@@ -277,6 +278,8 @@ def _any_plain(where: str, value: Any) -> None:
 
 
 def _input(where: str, value: Any) -> None:
+    if where.count(".") > _DEEPEST:
+        raise ValueError(f"inputs are nested more than {_DEEPEST} levels deep")
     kinds = (set(value) if isinstance(value, dict) else set()) & set(_INPUT_KINDS)
     _record(_INPUT_KINDS[min(kinds, default="value")])(where, value)
 
