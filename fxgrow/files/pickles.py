@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ _ITEM_SIZES = {
 }
 _UNREADABLE = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError),
-    *(AssertionError, ArithmeticError, MemoryError, ImportError, zipfile.BadZipFile),
+    *(AssertionError, ArithmeticError, MemoryError, ImportError, zipfile.BadZipFile, zlib.error),
 )
 
 
