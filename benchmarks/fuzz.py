@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import pickle
+import pickletools
 import random
 import re
 import resource
@@ -29,8 +30,10 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -100,9 +103,37 @@ def bytes_changed(data, rng, others, tokens=()):
     return bytes(data)
 
 
-def json_changed(value, rng):
+def opcodes(pickled):
+    """Cut a pickle into its instructions; one piece if that can't be done."""
+    try:
+        places = [place for _, _, place in pickletools.genops(pickled)]
+    except (ValueError, LookupError):
+        return [pickled]
+    return [pickled[a:b] for a, b in zip(places, [*places[1:], len(pickled)], strict=True)]
+
+
+def opcodes_changed(pieces, rng):
+    """Change some instructions of a pickle, so that the others still run."""
+    pieces = list(pieces)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        place = rng.randrange(len(pieces))
+        kind = rng.randrange(5)
+        if kind == 0:
+            pieces[place] = rng.choice(CODES)
+        elif kind == 1:
+            pieces.insert(place, rng.choice(CODES))
+        elif kind == 2:
+            pieces.insert(place, rng.choice(pieces))
+        elif kind == 3 and len(pieces) > 1:
+            del pieces[place]
+        else:
+            pieces[place] = bytes_changed(pieces[place], rng, pieces)
+    return b"".join(pieces)
+
+
+def json_changed(value, rng, stop=0.02):
     """Change one place of a JSON value, chosen on a walk from its root."""
-    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
+    if not isinstance(value, (dict, list)) or not value or rng.random() < stop:
         return rng.choice(VALUES)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     key = rng.choice(keys)
@@ -115,7 +146,7 @@ def json_changed(value, rng):
     elif kind < 0.25 and isinstance(value, list):
         value.insert(0, value[key])
     else:
-        value[key] = json_changed(value[key], rng)
+        value[key] = json_changed(value[key], rng, 0.15)
     return value
 
 
@@ -155,6 +186,9 @@ class Corpus:
     olds: list = field(default_factory=list)
     raws: list = field(default_factory=list)
     headers: list = field(default_factory=list)
+    cut: list = field(default_factory=list)
+    good: list = field(default_factory=list)
+    records: list = field(default_factory=list)
     base: nn.Module | None = None
 
 
@@ -176,12 +210,17 @@ def corpus(folder):
         (made.zips if new else made.olds).append((folder / "s.pt").read_bytes())
     hostiles = hostile.pickles()
     made.zips += [*(v for k, v in hostiles.items() if "zip" in k), *hostile.archives().values()]
-    made.olds += [v for k, v in hostiles.items() if "old" in k or "tar" in k]
+    made.olds += [v for k, v in hostiles.items() if "old" in k or k == "System, tar"]
     made.raws = [*hostile.RAW.values(), pickle.dumps({"a": [1, 2.5, "x", b"y", None]}, 2)]
     made.headers = [*hostile.headers().values(), made.growth]
     small = {n: [v for v in getattr(made, n) if len(v) < 20_000] for n in ("zips", "olds", "raws")}
     made.zips, made.olds, made.raws = small["zips"], small["olds"], small["raws"]
     made.headers = [each for each in made.headers if 8 < len(each) < 20_000]
+    made.cut = [opcodes(each) for each in made.raws]
+    with zipfile.ZipFile(BytesIO(made.zips[0])) as archive:
+        made.good = opcodes(archive.read("s/data.pkl"))
+        names = [n for n in archive.namelist() if n.startswith("s/data/")]
+        made.records = [(name.rpartition("/")[2], archive.read(name)) for name in names]
     return made
 
 
@@ -224,23 +263,24 @@ def zipped(made, rng):
     """A zip archive with changed bytes, or a sound one around a changed pickle."""
     if rng.random() < 0.4:
         return "f.pt", bytes_changed(rng.choice(made.zips), rng, made.zips)
-    pickled = bytes_changed(_pickled(made, rng), rng, made.raws, CODES)
-    return "f.pt", hostile.zipped(pickled, [("0", bytes(108)), ("1", bytes(12))])
+    return "f.pt", hostile.zipped(_pickled(made, rng), made.records)
 
 
 def _pickled(made, rng):
-    good = made.zips[0]
-    begin = good.index(b"\x80\x02")
-    return rng.choice([*made.raws, good[begin : good.index(b"PK\3\4", begin)]])
+    """A changed pickle: of a good file in half of all cases."""
+    pieces = made.good if rng.random() < 0.5 else rng.choice(made.cut)
+    if rng.random() < 0.2:
+        return bytes_changed(b"".join(pieces), rng, made.raws, CODES)
+    return opcodes_changed(pieces, rng)
 
 
 def old(made, rng):
     """The older format of torch.save, and tar files."""
     if rng.random() < 0.5:
         return "f.pt", bytes_changed(rng.choice(made.olds), rng, made.olds, CODES)
-    pickled = bytes_changed(_pickled(made, rng), rng, made.raws, CODES)
-    keys = rng.choice((None, bytes_changed(rng.choice(made.raws), rng, made.raws, CODES)))
-    return "f.pt", hostile.legacy(pickled, keys)
+    if rng.random() < 0.5:
+        return "f.pt", hostile.legacy(_pickled(made, rng))
+    return "f.pt", hostile.legacy(b"\x80\x02}.", _pickled(made, rng))
 
 
 def growth(made, rng):
