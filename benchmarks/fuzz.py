@@ -430,6 +430,7 @@ def chunk(target, made, seed, numbers):
         os.close(out)
         status = 1
         with contextlib.suppress(BaseException):
+            torch.set_num_threads(1)  # the threads of the parent are not in the fork
             tally, before = Tally(), peak()
             data_of = maker(target, made, seed)
             with warnings.catch_warnings():

@@ -198,7 +198,7 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     try:
         read_header(path)
         return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"--data {path}: damaged, or no .safetensors file ({first_line(error)})"
         raise FileError(msg) from error
 

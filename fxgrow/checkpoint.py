@@ -16,7 +16,7 @@ import torch
 
 from .errors import FileError, FxgrowError, InputError
 from .files.atomic import atomic_write, remove_leftovers
-from .files.pickles import open_pickle
+from .files.pickles import open_pickle, torch_save
 from .files.replay import mismatches, widen_again
 
 if TYPE_CHECKING:
@@ -243,11 +243,7 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> None:
     """
     checked = plain(dict(state), "state")
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            torch.save(checked, file)
-
-    atomic_write(path, write)
+    atomic_write(path, lambda temporary: torch_save(checked, temporary))
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

@@ -73,10 +73,13 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         raise FileError(msg) from error
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove what writers of ``path`` that were killed have left beside it."""
+def remove_leftovers(path: str | Path, *, begin: str = "") -> None:
+    """Remove what writers of ``path`` that were killed have left beside it.
+
+    ``begin``: instead, of all files in its folder whose names begin so.
+    """
     target = Path(path)
-    begin = f".{target.name}."
+    begin = f".{begin or target.name + '.'}"
     with suppress(OSError):  # no such folder, or one that is closed to us
         for entry in os.scandir(target.parent):
             if entry.name.startswith(begin) and entry.name.endswith(_SUFFIX):

@@ -26,7 +26,7 @@ from .scan import Scan, Storage, globals_of, scan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["open_pickle", "pickle_module"]
+__all__ = ["open_pickle", "pickle_module", "torch_save"]
 
 _LOCAL = b"PK\x03\x04"  # begin of a zip archive, for torch.load
 _TAR = (257, b"ustar")
@@ -112,15 +112,29 @@ def pickle_module(module: torch.nn.Module, path: str | Path) -> None:
 
     def write(temporary: Path) -> None:
         try:
-            with temporary.open("wb") as file:
-                torch.save(module, file)
+            torch_save(module, temporary)
         except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
-            if isinstance(error.__context__, OSError):  # torch's zip writer hides a full disk
-                raise error.__context__ from error
             msg = f"{path}: the module can't be pickled ({error}); write .safetensors instead"
             raise FileError(msg) from error
 
     atomic_write(path, write)
+
+
+def torch_save(content: Any, path: Path) -> None:
+    """Write ``content`` by ``torch.save``.
+
+    Raises
+    ------
+    OSError
+        When the disk is full, which torch's writer of zip archives hides in another error.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _trusted(path: Path) -> Any:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from ..errors import FileError, InputError
 from ..printable import hidden, quoted
-from .atomic import atomic_write, folder_locked
+from .atomic import atomic_write, folder_locked, remove_leftovers
 from .header import LARGEST_HEADER, parse_json
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def write_shards(
                 _write(folder / name, part)
             atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             _remove_older(folder, stem, set(names))
+            remove_leftovers(path, begin=f"{stem}-")
     except OSError as error:
         msg = f"{path}: could not be written ({error.strerror or error}); choose another place"
         raise FileError(msg) from error

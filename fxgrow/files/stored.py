@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import FileError
 from ..printable import quoted
 from .digest import digest
-from .header import Entry, read_header
+from .header import Entry, Header, read_header
 from .schema import parse_meta, parse_plan
 from .shards import INDEX, read_index, read_limited
 from .tensors import logical, restored
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Stored", "open_stored"]
+
+_ATTEMPTS = 20  # to find a file that is not replaced at this moment
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class Stored:
         Type and shape, in the module, of each tensor that is written.
     places : dict of str to Path
         The file of each tensor.
+    files : dict of Path to file
+        The files, opened: they stay what they were when others replace or remove them.
     """
 
     path: Path
     meta: Mapping[str, Any]
     entries: Mapping[str, Entry] = field(default_factory=dict)
     places: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[Path, Any] = field(default_factory=dict)
 
     @property
     def numel(self) -> int:
@@ -71,20 +75,15 @@ class Stored:
         return found
 
     def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
-        files: dict[Path, list[str]] = defaultdict(list)
-        for name in self.entries:
-            files[self.places[name]].append(name)
         sums = self.meta["digests"]
-        for path, names in files.items():
+        for name, place in self.places.items():
             try:
-                with safe_open(str(path), framework="pt", device="cpu") as file:
-                    for name in names:
-                        tensor = file.get_tensor(name)
-                        if name in sums and sums[name] != digest(tensor):
-                            raise ValueError(f"the checksum of {quoted(name)} is another")
-                        yield name, restored(tensor, self.entries[name])
+                tensor = self.files[place].get_tensor(name)
+                if name in sums and sums[name] != digest(tensor):
+                    raise ValueError(f"the checksum of {quoted(name)} is another")
+                yield name, restored(tensor, self.entries[name])
             except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-                msg = f"{path}: damaged ({error}); get it again"
+                msg = f"{place}: damaged ({error}); get it again"
                 raise FileError(msg) from error
 
 
@@ -104,9 +103,10 @@ def open_stored(path: str | Path) -> Stored:
         return _sharded(source)
     if source.suffix == ".json":
         return Stored(source, _plan(source))
-    header = read_header(source)
+    header, file = _opened(source)
     meta = parse_meta(source, header.metadata)
-    return _checked(Stored(source, meta, header.tensors, dict.fromkeys(header.tensors, source)))
+    places = dict.fromkeys(header.tensors, source)
+    return _checked(Stored(source, meta, header.tensors, places, {source: file}))
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -118,17 +118,51 @@ def _plan(path: Path) -> dict[str, Any]:
     return parse_plan(path, text)
 
 
+def _opened(path: Path) -> tuple[Header, Any]:
+    """Read a header, and open the file that it is of."""
+    for _ in range(_ATTEMPTS):
+        header, before = read_header(path), _identity(path)
+        try:
+            file: Any = safe_open(str(path), framework="pt", device="cpu")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            msg = f"{path}: damaged, or no .safetensors file ({error}); get it again"
+            raise FileError(msg) from error
+        if read_header(path) == header and _identity(path) == before:
+            return header, file
+    raise FileError(f"{path}: changes all the time; wait for who writes it")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise FileError(f"{path}: could not be read ({error.strerror or error})") from error
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+
+
 def _sharded(path: Path) -> Stored:
-    metadata, places = read_index(path)
+    """Open an index and its shards, again if another one took its place meanwhile."""
+    for _ in range(_ATTEMPTS):
+        metadata, places = read_index(path)
+        try:
+            return _with_shards(path, metadata, places)
+        except FileError:
+            if read_index(path)[1] == places:
+                raise
+    raise FileError(f"{path}: changes all the time; wait for who writes it")
+
+
+def _with_shards(path: Path, metadata: dict[str, Any], places: dict[str, Path]) -> Stored:
     meta = parse_meta(path, metadata)
-    headers = {place: read_header(place) for place in sorted(set(places.values()))}
+    opened = {place: _opened(place) for place in sorted(set(places.values()))}
     entries = {}
     for name, place in places.items():
-        if name not in headers[place].tensors:
+        if name not in opened[place][0].tensors:
             msg = f"{place}: lacks {quoted(name)}, which {path.name} says is in it; get it again"
             raise FileError(msg)
-        entries[name] = headers[place].tensors[name]
-    return _checked(Stored(path, meta, entries, places))
+        entries[name] = opened[place][0].tensors[name]
+    files = {place: file for place, (_, file) in opened.items()}
+    return _checked(Stored(path, meta, entries, places, files))
 
 
 def _checked(stored: Stored) -> Stored:
@@ -151,4 +185,4 @@ def _checked(stored: Stored) -> Stored:
     except ValueError as error:
         msg = f"{stored.path}: its description is damaged ({error}); get the file again"
         raise FileError(msg) from error
-    return Stored(stored.path, meta, entries, stored.places)
+    return replace(stored, entries=entries)
