@@ -24,6 +24,7 @@ import pickletools
 import random
 import re
 import resource
+import signal
 import struct
 import sys
 import tempfile
@@ -49,6 +50,7 @@ import hostile
 
 SECONDS, MEBIBYTES = 5.0, 1024
 CHUNK = 20_000  # executions a process
+MOST_ADDRESSES = 16 * 2**30  # bytes; a process that runs away ends, and is counted
 KEPT = 20  # lost files that are written down
 
 # ------------------------------------------------------------------- changes
@@ -290,7 +292,7 @@ def growth(made, rng):
     part = rng.choice(("additions", "inputs", "step", "any"))
     if part == "additions":
         step["plan"]["additions"] = {
-            rng.choice(("conv", "fc", "norm", "x")): rng.choice((0, 1, 2, 3, 10**6, 2**31))
+            rng.choice(("conv", "fc", "norm", "x")): rng.choice((0, 1, 2, 3, 3000, 2**31))
         }
     elif part == "inputs":
         value["inputs"]["args"][0]["shape"] = [rng.choice((0, 1, 4, 5, 2**20)) for _ in range(4)]
@@ -388,6 +390,7 @@ def execute(target, data_of, made, number, tally):
     begin = time.perf_counter()
     tally.executions += 1
     WATCHING[0] = True
+    signal.alarm(int(SECONDS * 4) or 1)  # kills the process; the parent counts it
     try:
         read(made, path)
         tally.read += 1
@@ -400,6 +403,7 @@ def execute(target, data_of, made, number, tally):
         tally.lose(number, f"{type(error).__name__}: {str(error)[:200]} ({where})")
     finally:
         WATCHING[0] = False
+        signal.alarm(0)
     seconds = time.perf_counter() - begin
     tally.slowest = max(tally.slowest, seconds)
     if seconds > SECONDS:
@@ -431,6 +435,7 @@ def chunk(target, made, seed, numbers):
         status = 1
         with contextlib.suppress(BaseException):
             torch.set_num_threads(1)  # the threads of the parent are not in the fork
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_ADDRESSES, MOST_ADDRESSES))
             tally, before = Tally(), peak()
             data_of = maker(target, made, seed)
             with warnings.catch_warnings():

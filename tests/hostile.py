@@ -101,6 +101,25 @@ RAW = {
     "laughs": b"\x80\x02]q\x00"
     + b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 80))
     + b".",
+    "called laughs": b"\x80\x02]q\x00"
+    + b"".join(b"]q%c(h%ch%ce" % (i, i - 1, i - 1) for i in range(1, 80))
+    + b")R.",
+    "hashed laughs": b"\x80\x02}K\x01\x85q\x00"
+    + b"".join(b"h%ch%c\x86q%c" % (i - 1, i - 1, i) for i in range(1, 80))
+    + b"K\x01s.",
+    "deep key": b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.",
+    "set of laughs": b"\x80\x02c__builtin__\nset\n]K\x01\x85q\x00"
+    + b"".join(b"h%ch%c\x86q%c" % (i - 1, i - 1, i) for i in range(1, 80))
+    + b"a\x85R.",
+    "lists in each other, filled from above": b"\x80\x02c__builtin__\nset\n"
+    + b"".join(b"]q%c" % i for i in range(80))
+    + b"".join(b"h%ch%cah%ca0" % (i, i - 1, i - 1) for i in range(79, 0, -1))
+    + b"hO\x85R.",
+    "bytearray of a tensor": b"\x80\x02c__builtin__\nbytearray\nctorch\nTensor\n)R\x85R.",
+    "a copy for a device": b"\x80\x02ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n)R.",
+    "a large tensor": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n"
+    b"(NK\x00\x8a\x05\x00\xe8vH\x17\x85K\x00\x85\x89NtR.",
+    "set to be large": b"\x80\x02ctorch\nTensor\n)R(NK\x00\x8a\x05\x00\xe8vH\x17\x85K\x00\x85tb.",
     "hidden method": b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb.",
     "endless text": b"\x80\x02X\xff\xff\xff\xffa.",
     "endless number": b"\x80\x02\x8b\xff\xff\xff\x7fa.",

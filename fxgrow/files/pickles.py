@@ -178,13 +178,16 @@ def _look(path: Path) -> str | None:
 def _scan_all(path: Path) -> bool:
     """Scan all pickles of a file, and hold storages that they claim against the file."""
     if not _is_zip(path):
-        found = [scan(file) for file in _pickles(path)]
         size = path.stat().st_size
+        found = [
+            scan(file, size, keys=number == _OLD_PICKLES)
+            for number, file in enumerate(_pickles(path), 1)
+        ]
         largest = {s.key: _bytes(s) for each in found for s in each.storages}
         _check_claims(sum(largest.values()), size, min(largest.values(), default=0))
         return all(each.harmless for each in found)
     entries = check_archive(path)
-    found = [scan(file) for file in _pickles(path)]
+    found = [scan(file, path.stat().st_size) for file in _pickles(path)]
     for storage in _storages(found):
         name = _record(entries, storage.key)
         _check_claims(_bytes(storage), entries.get(name, 0), _bytes(storage))
