@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +13,7 @@ from safetensors.torch import load_file
 
 from fxgrow import io
 from fxgrow.errors import FileError, InputError
+from fxgrow.files.shards import INDEX
 
 from .references import ZOOS, first_line
 from .zoos import Found, build, stored_inputs
@@ -54,7 +51,8 @@ class Source:
     def is_file(self) -> bool:
         """Whether it is a file of weights or a pickled module."""
         zoo = self.reference.startswith(ZOOS)
-        return not zoo and Path(self.reference).suffix in WEIGHTS
+        path = Path(self.reference)
+        return not zoo and (path.suffix in WEIGHTS or path.name.endswith(INDEX))
 
 
 def find_model(source: Source) -> Found:
@@ -69,7 +67,7 @@ def find_model(source: Source) -> Found:
     """
     if source.is_file:
         path = Path(source.reference)
-        if path.suffix != ".safetensors":
+        if path.suffix != ".safetensors" and not path.name.endswith(INDEX):
             return _from_checkpoint(path, source)
         return _from_growth(path, source) if _is_growth(path) else _from_tensors(path, source)
     if source.arch is not None:
@@ -83,14 +81,14 @@ def is_whole(source: Source) -> bool:
     path = Path(source.reference)
     if path.suffix == ".safetensors" or not source.trust_pickle:
         return False
-    return _whole_module(_unpickle(path, source.trust_pickle)) is not None
+    return _whole_module(io.open_pickle(path, trust=source.trust_pickle)) is not None
 
 
 # --------------------------------------------------------------------- files
 
 
 def _from_checkpoint(path: Path, source: Source) -> Found:
-    content, arch = _unpickle(path, source.trust_pickle), source.arch
+    content, arch = io.open_pickle(path, trust=source.trust_pickle), source.arch
     inputs = content.get("example_inputs") if isinstance(content, dict) else None
     whole = _whole_module(content)
     if whole is not None:
@@ -119,70 +117,6 @@ def _own_arch(content: Any) -> str | None:
     if isinstance(arch, str) and arch.startswith(("torchvision:", "timm:")) and "@" not in arch:
         return arch  # without @: no file makes us download anything
     return None
-
-
-def _unpickle(path: Path, trust: bool) -> Any:
-    if not path.is_file():
-        msg = f"{path}: there is no such file"
-        raise FileError(msg)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about file formats: our own message says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        runs = _what_it_runs(path, error)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-    if not trust:
-        msg = (
-            f"{path}: is a pickle that would run {runs}; if you trust where it comes from, "
-            "add --trust-pickle, or save its state_dict and name --arch"
-        )
-        raise FileError(msg)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (ImportError, AttributeError) as error:
-        why = first_line(error)
-        msg = f"{path}: needs code that is not here ({why}); install it or change folder"
-        raise FileError(msg) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        msg = f"{path}: damaged ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-
-
-def _what_it_runs(path: Path, error: Exception) -> str:
-    """Name the globals of a pickle, without running it.
-
-    Raises
-    ------
-    FileError
-        If it is no pickle at all: nobody should be asked to trust it.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        else:
-            names = _old_globals(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as damage:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(damage)}); get it again"
-        raise FileError(msg) from error
-    if not names:
-        return "code that can't be listed"
-    own = [name for name in names if not name.startswith("torch.")] or names
-    more = len(names) - len(own[:8])
-    return ", ".join(own[:8]) + (f" and {more} more" if more else "")
-
-
-def _old_globals(path: Path) -> list[str]:
-    """Read the globals of torch.save's old format: a few pickles in a row, then storages."""
-    names = set()
-    with path.open("rb") as file:
-        for _ in range(4):  # magic number, protocol, system, the object
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-    return sorted(names)
 
 
 def _whole_module(content: Any) -> torch.nn.Module | None:
@@ -221,7 +155,7 @@ def _load_weights(
 ) -> None:
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         details = [line.strip() for line in str(error).splitlines()[1:]]
         why = details[0] if details else first_line(error)
         msg = f"{path}: its weights don't fit --arch {arch}: {why[:200]}{remark}"
@@ -230,6 +164,8 @@ def _load_weights(
 
 def _is_growth(path: Path) -> bool:
     """Tell our own files from plain weights; what is neither is refused by who reads growths."""
+    if path.name.endswith(INDEX):
+        return True
     try:
         with safe_open(str(path), framework="pt") as file:
             return "fxgrow" in (file.metadata() or {})
@@ -261,7 +197,7 @@ def _from_growth(path: Path, source: Source) -> Found:
     return replace(
         base,
         model=growth.module,
-        stem=path.stem,
+        stem=path.name.partition(".safetensors")[0],
         inputs=io.example_inputs(meta["inputs"]),
         path=path,
         history=tuple(meta["steps"]),

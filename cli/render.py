@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as rich_escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from fxgrow.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +58,7 @@ class Screen:
 
     def error(self, message: str, kind: str, code: int) -> None:
         """Write one sentence to stderr; with JSON also an object to stdout."""
-        sentence = " ".join(message.split())
+        sentence = printable(" ".join(message.split()))
         Console(stderr=True, soft_wrap=True, highlight=False).print(
             Text("error: ", style="bold red") + Text(sentence)
         )
@@ -83,6 +85,11 @@ class Screen:
                 bars.update(tasks[stage], completed=done, total=total or None)
 
             yield show
+
+
+def escape(text: str) -> str:
+    """Make text fit for a terminal: no markup, nothing that moves the cursor or hides."""
+    return rich_escape(printable(text))
 
 
 def _write_json(data: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from .errors import (
 from .grower import Grower
 from .history import History
 from .inspection import Inspection
-from .io import load, save
+from .io import apply, load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
 from .planes import Plane
 from .propagate import Call, Propagation
@@ -56,6 +56,7 @@ __all__ = [
     "VerificationError",
     "Votes",
     "activity",
+    "apply",
     "at",
     "every",
     "expand",

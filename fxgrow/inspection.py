@@ -19,6 +19,7 @@ from .pages.show import Shown
 from .pages.text import dot, graphml
 from .pages.view import inspection_view
 from .plain import collector_paused, plain
+from .printable import quoted
 from .solve import freeze_hidden
 from .trace import trace
 from .wrapping import unwrap
@@ -91,7 +92,7 @@ class Inspection(Shown):
         near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(
-            f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)"
+            f"no group is called {quoted(name, 200)}{hint} (fxgrow.inspect(...).groups lists all)"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from .pages.show import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import torch
     from torch.optim import Optimizer
@@ -334,6 +335,7 @@ class Growth(Shown):
     ``sources`` holds the parameters of the caller's model by their (first) name, the very
     objects that an optimizer knows; it keeps them alive. ``inspection`` is that of the model
     before growth, for reports (None after a transfer). Neither is saved to files.
+    ``base`` describes every tensor of that model before growth: type, shape, checksum.
     """
 
     module: torch.nn.Module
@@ -345,9 +347,13 @@ class Growth(Shown):
     groups: tuple[GrownGroup, ...] = ()
     sources: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     inspection: Inspection | None = field(default=None, repr=False)
+    base: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def save(self, path: str) -> None:
-        """Write the grown weights and the plan to one ``.safetensors`` file."""
+    def save(self, path: str | Path) -> None:
+        """Write the grown weights and the plan: a file, shards, or the plan alone.
+
+        See :func:`fxgrow.save`.
+        """
         from .io import save
 
         save(self, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from . import io
 from .errors import FileError, InputError
+from .files.shards import INDEX
 from .report import GROWTH_SCHEMA
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def read_recipe(path: str | Path) -> Recipe:
     Parameters
     ----------
     path : str or Path
-        A ``.safetensors`` file of :func:`fxgrow.save`, or a ``.json`` file.
+        What :func:`fxgrow.save` wrote, or a ``.json`` file of a report or of additions.
 
     Returns
     -------
@@ -77,8 +78,12 @@ def read_recipe(path: str | Path) -> Recipe:
         return _of_growth_file(source)
     if source.suffix != ".json":
         raise FileError(f"{source}: a plan is a .safetensors file of ours, or a .json file")
+    if source.name.endswith(INDEX):
+        return _of_description(source)
     content = _json(source)
     schema = content.get("schema", "")
+    if str(schema).startswith("fxgrow.file/"):
+        return _of_description(source)
     if schema not in _READERS:
         known = ", ".join(repr(name) for name in _READERS if name)
         raise FileError(
@@ -179,14 +184,16 @@ def _grown(
 
 
 def _of_growth_file(path: Path) -> Recipe:
-    meta = io.read_meta(path)
+    recipe = _of_description(path)
     with safe_open(str(path), framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  no mapping
-    try:
-        steps = tuple(_step(path, step) for step in meta["steps"])
-    except (TypeError, AttributeError) as error:
-        raise FileError(f"{path}: its steps are damaged ({error}); get the file again") from error
-    return Recipe(path, steps, meta["inputs"], shapes=shapes)
+    return replace(recipe, shapes=shapes)
+
+
+def _of_description(path: Path) -> Recipe:
+    """Read the plan of a file of ours: of weights, of shards, or of a plan alone."""
+    meta = io.read_meta(path)
+    return Recipe(path, tuple(_step(path, step) for step in meta["steps"]), meta["inputs"])
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from .ballot import candidate_count
 from .budgets import Size, parse_budget
 from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
+from .files.digest import fingerprint
 from .ir import Growth, Plan, Unit, Votes
 from .plan import MAX_ADDED
 from .rewrite import rewrite
@@ -71,9 +72,9 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
         )
     added = inspection.costs.params(inspection.groups, chosen)
     if added > MAX_ADDED:
-        raise InputError(
-            f"the additions hold {added:,} parameter elements, more than the limit of "
-            f"{MAX_ADDED:,}; take fewer units"
+        raise BudgetError(
+            f"the additions would make {added:,} parameter elements, more than the limit of "
+            f"{MAX_ADDED:,}; add fewer units"
         )
     spent = inspection.costs.neurons(inspection.groups, chosen)
     return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
@@ -159,6 +160,7 @@ def grow(
         rewritten.groups,
         sources=dict(model.named_parameters()),
         inspection=inspection,
+        base=fingerprint(model),
     )
 
 
@@ -168,6 +170,10 @@ def input_spec(inputs: Inputs) -> dict[str, Any]:
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if type(value) in {list, tuple}:
+            return {type(value).__name__: [spec(item) for item in value]}
+        if type(value) is dict:
+            return {"dict": {str(key): spec(item) for key, item in value.items()}}
         plain = isinstance(value, (int, float, str, bool, type(None)))
         return {"value": value if plain else repr(value)}
 
