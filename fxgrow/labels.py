@@ -157,11 +157,14 @@ class LabelBook:
         while True:
             roots = self.find(stack)
             low = roots.min(axis=0)
-            if (roots == low).all():
+            differ = roots != low
+            if not differ.any():
                 return
-            parent[roots] = low
+            # Roots that stay are not written: they may be above others in another column.
+            high, under = roots[differ], np.broadcast_to(low, roots.shape)[differ]
+            parent[high] = under
             # The last write wins where one root meets several: then the loop goes on.
-            if (parent[roots] == low).all():
+            if (parent[high] == under).all():
                 return
 
     def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
