@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from fxgrow.errors import DataError, FileError, InputError
+from fxgrow.files.archive import check_archive
+from fxgrow.files.header import read_header
 
 from .references import call, first_line, is_code_reference, resolve
 from .shapes import Inputs, first_tensor, random_like, run
@@ -29,6 +33,12 @@ _TARGET_KEYS = ("targets", "y", "Y")
 RANDOM_BATCHES = 4
 # as torchvision's and timm's weights expect their images
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# what damaged arrays make NumPy raise
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, MemoryError),
+    *(SyntaxError, RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 
 Batches = Iterable[Any]
 
@@ -172,12 +182,11 @@ def _arrays(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _read_npz(path: Path) -> Mapping[str, torch.Tensor]:
-    import zipfile
-
+    check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {key: torch.from_numpy(archive[key]) for key in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         msg = f"--data {path}: damaged, or holds what is no array of numbers ({first_line(error)})"
         raise FileError(msg) from error
 
@@ -187,8 +196,9 @@ def _read_safetensors(path: Path) -> Mapping[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        read_header(path)
         return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         msg = f"--data {path}: damaged, or no .safetensors file ({first_line(error)})"
         raise FileError(msg) from error
 

@@ -1,60 +1,62 @@
-"""MODEL references → models: files, zoos, Python factories."""
+"""MODEL references → models; here those that are files."""
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from fxgrow import io
 from fxgrow.errors import FileError, InputError
+from fxgrow.files.shards import INDEX
 
-from .references import call, first_line, is_code_reference, resolve
+from .references import ZOOS, first_line
+from .zoos import Found, build, stored_inputs
 
-FORMS = "a .pt or .safetensors file, torchvision:NAME, timm:NAME, module:factory, file.py:factory"
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+WEIGHTS = frozenset({".pt", ".pth", ".bin", ".ckpt", ".safetensors"})
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """A model and what its source tells of its inputs.
+@dataclass(frozen=True)
+class Source:
+    """How a model is to be had.
 
     Attributes
     ----------
-    model : torch.nn.Module
-        On the CPU.
-    stem : str
-        What an output file is called after.
-    inputs : tuple, dict or None
-        Stored example inputs.
-    zoo_size : tuple of int or None
-        Size of one input as its zoo documents it, without the batch.
-    path : Path or None
-        The file it came from.
-    history : tuple of dict
-        Earlier growths, when it is a grown model of ours.
+    reference : str
+        One of the forms of MODEL.
+    arch : str or None
+        What builds the model that a file of weights is for.
+    trust_pickle : bool
+        Whether a pickled module may be opened, which runs code.
+    kwargs : mapping
+        Passed to what builds the model.
+    seed : int
+        Of initial weights.
     """
 
-    model: torch.nn.Module
-    stem: str
-    inputs: Any = None
-    zoo_size: tuple[int, ...] | None = None
-    path: Path | None = None
-    history: tuple[dict[str, Any], ...] = ()
+    reference: str
+    arch: str | None = None
+    trust_pickle: bool = False
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of weights or a pickled module."""
+        zoo = self.reference.startswith(ZOOS)
+        path = Path(self.reference)
+        return not zoo and (path.suffix in WEIGHTS or path.name.endswith(INDEX))
 
 
-def find_model(
-    reference: str, *, arch: str | None = None, trust_pickle: bool = False, seed: int = 0
-) -> Found:
-    """Load or build the model that ``reference`` names.
+def find_model(source: Source) -> Found:
+    """Load or build the model that a source names.
 
     Raises
     ------
@@ -63,126 +65,46 @@ def find_model(
     InputError
         If the reference has no known form, or ``arch`` is missing or does not fit.
     """
-    path = Path(reference)
-    if path.suffix in {".pt", ".pth", ".bin", ".ckpt"}:
-        return _from_checkpoint(path, arch, trust_pickle, seed)
-    if path.suffix == ".safetensors":
-        return _from_growth(path, arch, seed)
-    if arch is not None:
-        msg = f"--arch goes with a file of weights; {reference!r} is a model already"
+    if source.is_file:
+        path = Path(source.reference)
+        if path.suffix != ".safetensors" and not path.name.endswith(INDEX):
+            return _from_checkpoint(path, source)
+        return _from_growth(path, source) if _is_growth(path) else _from_tensors(path, source)
+    if source.arch is not None:
+        msg = f"--arch goes with a file of weights; {source.reference!r} is a model already"
         raise InputError(msg)
-    return build(reference, seed)
+    return build(source.reference, source.seed, source.kwargs)
 
 
-def build(reference: str, seed: int = 0) -> Found:
-    """Build a model from ``torchvision:``, ``timm:``, ``module:factory``, ``file.py:factory``."""
-    zoo, _, name = reference.partition(":")
-    builder = {"torchvision": _torchvision, "timm": _timm}.get(zoo)
-    if builder is None and not is_code_reference(reference):
-        what = "there is no such file" if Path(reference).suffix else "is no model reference"
-        msg = f"{reference}: {what}; MODEL is {FORMS}"
-        raise InputError(msg)
-    with torch.random.fork_rng(devices=()), warnings.catch_warnings():
-        # zoos announce future changes of their initialisation: of no use to our reader
-        warnings.simplefilter("ignore", FutureWarning)
-        torch.manual_seed(seed)
-        found = _factory(reference) if builder is None else builder(name)
-    return replace(found, inputs=_stored_inputs(found.model, found.inputs))
-
-
-# ---------------------------------------------------------------- zoos, code
-
-
-def _torchvision(name: str) -> Found:
-    from torchvision import models
-
-    try:
-        model = models.get_model(name, weights=None, **_quiet(name))
-    except ValueError:
-        near = _near(name, models.list_models())
-        msg = f"torchvision has no model {name!r}; {near}"
-        raise InputError(msg) from None
-    return Found(model, name, zoo_size=_torchvision_size(name))
-
-
-def _quiet(name: str) -> dict[str, bool]:
-    """Keep two old models from changing how they are initialised (and from warning)."""
-    return {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-
-
-def _torchvision_size(name: str) -> tuple[int, ...] | None:
-    from torchvision import models
-
-    for weights in models.get_model_weights(name):
-        size = getattr(weights.transforms(), "crop_size", None)
-        if size:
-            side = tuple(size) if len(size) == 2 else (size[0], size[0])
-            return (3, *side)
-    return None
-
-
-def _timm(name: str) -> Found:
-    try:
-        import timm
-    except ModuleNotFoundError:
-        msg = "timm is not installed; `pip install timm` brings its models"
-        raise InputError(msg) from None
-    if not timm.is_model(name):
-        msg = f"timm has no model {name!r}; {_near(name, timm.list_models())}"
-        raise InputError(msg)
-    model = timm.create_model(name, pretrained=False)
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    return Found(model, name, zoo_size=tuple(size) if size else None)
-
-
-def _near(name: str, offers: list[str]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, offers, n=3)
-    return f"did you mean {', '.join(near)}?" if near else f"it has {len(offers)} others"
-
-
-def _factory(reference: str) -> Found:
-    made = resolve(reference)
-    if not isinstance(made, torch.nn.Module):
-        made = call(made, reference)
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(model, torch.nn.Module):
-        msg = (
-            f"{reference}: gave {type(model).__name__}; it must give a torch.nn.Module, "
-            "or a pair (module, example inputs)"
-        )
-        raise InputError(msg)
-    return Found(model, reference.rpartition(":")[2].rpartition(".")[2], inputs)
-
-
-def _stored_inputs(model: torch.nn.Module, inputs: Any) -> Any:
-    """Prefer what came with the model; else its attribute (the second is Lightning's)."""
-    if inputs is None:
-        inputs = getattr(model, "example_inputs", None)
-    if inputs is None:
-        inputs = getattr(model, "example_input_array", None)
-    return inputs if isinstance(inputs, (torch.Tensor, tuple, dict)) else None
+def is_whole(source: Source) -> bool:
+    """Whether a file holds a whole module, as far as it may be opened to see."""
+    path = Path(source.reference)
+    if path.suffix == ".safetensors" or not source.trust_pickle:
+        return False
+    return _whole_module(io.open_pickle(path, trust=source.trust_pickle)) is not None
 
 
 # --------------------------------------------------------------------- files
 
 
-def _from_checkpoint(path: Path, arch: str | None, trust: bool, seed: int) -> Found:
-    content = _unpickle(path, trust)
+def _from_checkpoint(path: Path, source: Source) -> Found:
+    content, arch = io.open_pickle(path, trust=source.trust_pickle), source.arch
     inputs = content.get("example_inputs") if isinstance(content, dict) else None
     whole = _whole_module(content)
     if whole is not None:
         if arch is not None:
             msg = f"{path}: holds a whole module, so leave --arch out"
             raise InputError(msg)
-        return Found(whole, path.stem, _stored_inputs(whole, inputs), path=path)
+        if source.kwargs:
+            msg = f"{path}: holds a whole module, so leave --model-kwargs out"
+            raise InputError(msg)
+        return Found(whole, path.stem, stored_inputs(whole, inputs), path=path)
     weights = _state_dict(path, content)
     arch = arch or _own_arch(content)
     if arch is None:
         msg = f"{path}: holds weights only; name what builds the model: --arch torchvision:resnet18"
         raise InputError(f"{msg} or --arch file.py:factory")
-    found = build(arch, seed)
+    found = build(arch, source.seed, source.kwargs)
     _load_weights(path, arch, found.model, weights)
     if inputs is None:
         inputs = found.inputs
@@ -192,73 +114,9 @@ def _from_checkpoint(path: Path, arch: str | None, trust: bool, seed: int) -> Fo
 def _own_arch(content: Any) -> str | None:
     """Read a checkpoint's own ``"arch"``; only zoo names, for others would run local code."""
     arch = content.get("arch") if isinstance(content, dict) else None
-    if isinstance(arch, str) and arch.startswith(("torchvision:", "timm:")):
-        return arch
+    if isinstance(arch, str) and arch.startswith(("torchvision:", "timm:")) and "@" not in arch:
+        return arch  # without @: no file makes us download anything
     return None
-
-
-def _unpickle(path: Path, trust: bool) -> Any:
-    if not path.is_file():
-        msg = f"{path}: there is no such file"
-        raise FileError(msg)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about file formats: our own message says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        runs = _what_it_runs(path, error)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-    if not trust:
-        msg = (
-            f"{path}: is a pickle that would run {runs}; if you trust where it comes from, "
-            "add --trust-pickle, or save its state_dict and name --arch"
-        )
-        raise FileError(msg)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=False)
-    except (ImportError, AttributeError) as error:
-        why = first_line(error)
-        msg = f"{path}: needs code that is not here ({why}); install it or change folder"
-        raise FileError(msg) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
-        msg = f"{path}: damaged ({first_line(error)}); get it again"
-        raise FileError(msg) from error
-
-
-def _what_it_runs(path: Path, error: Exception) -> str:
-    """Name the globals of a pickle, without running it.
-
-    Raises
-    ------
-    FileError
-        If it is no pickle at all: nobody should be asked to trust it.
-    """
-    try:
-        if zipfile.is_zipfile(path):
-            names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        else:
-            names = _old_globals(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as damage:
-        msg = f"{path}: damaged, or no PyTorch file ({first_line(damage)}); get it again"
-        raise FileError(msg) from error
-    if not names:
-        return "code that can't be listed"
-    own = [name for name in names if not name.startswith("torch.")] or names
-    more = len(names) - len(own[:8])
-    return ", ".join(own[:8]) + (f" and {more} more" if more else "")
-
-
-def _old_globals(path: Path) -> list[str]:
-    """Read the globals of torch.save's old format: a few pickles in a row, then storages."""
-    names = set()
-    with path.open("rb") as file:
-        for _ in range(4):  # magic number, protocol, system, the object
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-    return sorted(names)
 
 
 def _whole_module(content: Any) -> torch.nn.Module | None:
@@ -289,26 +147,59 @@ def _unwrapped(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _load_weights(
-    path: Path, arch: str, model: torch.nn.Module, weights: Mapping[str, torch.Tensor]
+    path: Path,
+    arch: str,
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    remark: str = "",
 ) -> None:
     try:
         model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         details = [line.strip() for line in str(error).splitlines()[1:]]
         why = details[0] if details else first_line(error)
-        msg = f"{path}: its weights don't fit --arch {arch}: {why[:200]}"
+        msg = f"{path}: its weights don't fit --arch {arch}: {why[:200]}{remark}"
         raise InputError(msg) from error
 
 
-def _from_growth(path: Path, arch: str | None, seed: int) -> Found:
+def _is_growth(path: Path) -> bool:
+    """Tell our own files from plain weights; what is neither is refused by who reads growths."""
+    if path.name.endswith(INDEX):
+        return True
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return "fxgrow" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return True
+
+
+def _from_tensors(path: Path, source: Source) -> Found:
+    """Read plain weights, as other programs write them."""
+    if source.arch is None:
+        msg = (
+            f"{path}: holds weights, but was not written by fxgrow; name what builds the model: "
+            "--arch torchvision:resnet18 or --arch file.py:factory"
+        )
+        raise InputError(msg)
+    found = build(source.arch, source.seed, source.kwargs)
+    weights = _unwrapped(load_file(path))
+    _load_weights(path, source.arch, found.model, weights, ", and was not written by fxgrow")
+    return replace(found, stem=path.stem, path=path)
+
+
+def _from_growth(path: Path, source: Source) -> Found:
     meta = io.read_meta(path)
-    if arch is None:
+    if source.arch is None:
         msg = f"{path}: is a growth; name the model it grew from: --arch torchvision:resnet18"
         raise InputError(f"{msg} or --arch file.py:factory")
-    base = build(arch, seed)
+    base = build(source.arch, source.seed, source.kwargs)
     growth = io.load(path, base.model)
-    inputs = io.example_inputs(meta["inputs"])
-    steps = tuple(meta["steps"])
     return replace(
-        base, model=growth.module, stem=path.stem, inputs=inputs, path=path, history=steps
+        base,
+        model=growth.module,
+        stem=path.name.partition(".safetensors")[0],
+        inputs=io.example_inputs(meta["inputs"]),
+        path=path,
+        history=tuple(meta["steps"]),
+        growth=growth,
     )

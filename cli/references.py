@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import importlib.util
@@ -11,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from fxgrow.errors import FileError, InputError
 
+from .suggest import near
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
+
+
+ZOOS = ("torchvision:", "timm:", "hf-hub:", "local-dir:")
 
 
 def is_code_reference(reference: str) -> bool:
@@ -41,28 +47,66 @@ def resolve(reference: str) -> Any:
             value = getattr(value, part)
         except AttributeError:
             offers = sorted(key for key in vars(module) if not key.startswith("_"))
+            meant = "".join(f"did you mean {name}? " for name in near(part, offers, most=1))
             listing = ", ".join(offers[:12]) or "nothing"
-            msg = f"{reference}: {place} has no {part!r}; it offers {listing}"
+            msg = f"{reference}: {place} has no {part!r}; {meant}it offers {listing}"
             raise InputError(msg) from None
     return value
 
 
-def call(factory: Any, reference: str) -> Any:
-    """Call what a reference named, without arguments.
+def keywords(pairs: Sequence[str], flag: str = "--model-kwargs") -> dict[str, Any]:
+    """Turn ``key=value`` texts into keyword arguments.
+
+    Values are Python literals (``8``, ``0.5``, ``True``, ``None``, ``[1, 2]``) or else texts.
 
     Raises
     ------
     InputError
-        If it is not callable, or its call fails as a call without arguments would.
+        If one has no ``=``, no valid name, or stands twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier():
+            msg = f"{flag} {pair}: not understood; write KEY=VALUE, e.g. num_classes=10"
+            raise InputError(msg)
+        if key in found:
+            msg = f"{flag} {pair}: {key} is given twice; leave one out"
+            raise InputError(msg)
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            found[key] = value
+    return found
+
+
+def call(factory: Any, reference: str, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """Call what a reference named, with keyword arguments if there are any.
+
+    Raises
+    ------
+    InputError
+        If it is not callable, or the call fails as wrong calls do.
     """
     if not callable(factory):
         msg = f"{reference}: is a {type(factory).__name__}, not a function or class to call"
         raise InputError(msg)
+    kwargs = kwargs or {}
     try:
-        return factory()
-    except (TypeError, ValueError, RuntimeError, OSError, LookupError, AssertionError) as error:
-        msg = f"{reference}: calling it without arguments failed: {first_line(error)}"
+        return factory(**kwargs)
+    except CALL_ERRORS as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        how = f"with {given}" if given else "without arguments"
+        more = "" if given else " (--model-kwargs KEY=VALUE gives it some)"
+        msg = f"{reference}: calling it {how} failed: {first_line(error)}{more}"
         raise InputError(msg) from error
+
+
+CALL_ERRORS = (
+    *(TypeError, ValueError, RuntimeError, OSError, LookupError),
+    *(AssertionError, AttributeError, ImportError, ArithmeticError),
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -109,12 +153,17 @@ def _neighbours(folder: Path) -> Iterator[None]:
     yield
 
 
+_CHANGE = "; install it or change folder"
+
+
 @contextlib.contextmanager
 def _import_errors(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        msg = f"{name}: the module {error.name!r} can't be found; install it or change folder"
+        zoos = near(name, [zoo.rstrip(":") for zoo in ZOOS], most=1) if error.name == name else []
+        meant = "".join(f"; did you mean {zoo}:?" for zoo in zoos)
+        msg = f"{name}: the module {error.name!r} can't be found{meant or _CHANGE}"
         raise InputError(msg) from error
     except (ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError) as error:
         msg = f"{name}: importing it failed: {first_line(error)}"

@@ -15,7 +15,7 @@ from fxgrow.errors import InputError
 from .references import first_line
 
 if TYPE_CHECKING:
-    from .discover import Found
+    from .zoos import Found
 
 Inputs = torch.Tensor | tuple[Any, ...] | dict[str, Any]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import fxgrow
-from fxgrow import io, report
+from fxgrow import io, pages, report
 from fxgrow.errors import FileError, InputError
+from fxgrow.replay import replay
+from fxgrow.stages import grow
 
+from .additions import parse, planned
 from .data import find_data, random_data
-from .discover import Found, find_model
-from .references import is_code_reference, resolve
+from .discover import Source, find_model
+from .references import ZOOS, is_code_reference, resolve
 from .shapes import describe, find_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fxgrow import Inspection
+    from fxgrow.replay import Recipe
 
     from .ranks import Here
+    from .zoos import Found
 
 RANDOM_BATCH, DATA_BATCH = 8, 32
 RANDOM_VOTES = (
@@ -46,6 +50,14 @@ class Opened:
         """The inputs' shapes, as ``--input`` takes them."""
         return describe(self.inputs)
 
+    @property
+    def summary(self) -> str:
+        """One line: what was opened."""
+        count = sum(parameter.numel() for parameter in self.found.model.parameters())
+        how = "named" if self.given else "found"
+        inputs = "to be taken from the data" if self.inputs is None else f"{how}: {self.shape}"
+        return f"{type(self.found.model).__name__}, {count:,} parameters, inputs {inputs}"
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -56,8 +68,8 @@ class Task:
     options: Mapping[str, Any]
     here: Here
 
-    def plan(self) -> dict[str, Any]:
-        """Vote and plan; grow nothing."""
+    def plan(self, html: Path | None = None) -> dict[str, Any]:
+        """Vote and plan; grow nothing. Shows the votes in ``html``."""
         device = self.here.device
         model = self.found.model if device is None else self.found.model.to(device)
         options = dict(self.options)
@@ -65,9 +77,14 @@ class Task:
         inspection, votes, plan = fxgrow.plan_for(
             model, self.data, **options, process_group=self.here.team
         )
-        return {**report.growth_dict(inspection, plan, votes=votes), "output": None}
+        if html is not None and self.here.first:
+            inspection.to_html(html, votes=votes, plan=plan)
+        shown = report.growth_dict(inspection, plan, votes=votes)
+        return {**shown, "seed": options["seed"], "output": None}
 
-    def grow(self, growing: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    def grow(
+        self, growing: Mapping[str, Any], target: Path, html: Path | None = None
+    ) -> dict[str, Any]:
         """Grow, and write if it is this process that writes."""
         growth = fxgrow.expand(
             self.found.model,
@@ -79,23 +96,68 @@ class Task:
         )
         if not self.here.first:
             return {**growth.report, "output": str(target)}
-        return _written(growth, target, self.found.history)
-
-
-def open_target(reference: str, arch: str | None, trust_pickle: bool, seed: int) -> Found:
-    """Load or build the model that is to take over another one's function."""
-    return find_model(reference, arch=arch, trust_pickle=trust_pickle, seed=seed)
+        if html is not None:
+            growth.to_html(html)
+        return written(growth, target, self.found.history)
 
 
 def transfer(narrow: Opened, wide: Found, seed: int, path: Path) -> dict[str, Any]:
     """Load a narrow model into a wide one, and write that."""
     growth = fxgrow.transfer(narrow.found.model, wide.model, narrow.inputs, seed=seed)
-    return {**_written(growth, path, ()), "random_votes": False}
+    return {**written(growth, path, ()), "random_votes": False}
 
 
-def _written(
+def widen(
+    opened: Opened,
+    additions: Sequence[str],
+    chosen: Mapping[str, Any],
+    *,
+    seed: int,
+    path: Path,
+    dry_run: bool,
+) -> dict[str, Any]:
+    """Insert units by hand, and write the result.
+
+    Parameters
+    ----------
+    opened : Opened
+        The model.
+    additions : sequence of str
+        As the command line has them, see :func:`fxgrow_cli.additions.parse`.
+    chosen : mapping
+        ``include`` and ``exclude``.
+    seed : int
+        Of the new rows.
+    path : Path
+        The file to write.
+    dry_run : bool
+        Only say what it would be.
+    """
+    parsed = [parse(text) for text in additions]
+    inspection = inspect(opened, **chosen, strict=False)
+    plan = planned(inspection, parsed)
+    if dry_run:
+        return {**report.growth_dict(inspection, plan), "output": None, "random_votes": False}
+    growth = grow(opened.found.model, inspection, plan, seed=seed, emit="graph", verify=True)
+    return {**written(growth, path, opened.found.history), "random_votes": False}
+
+
+def check_additions(additions: Sequence[str]) -> None:
+    """Raise early where an addition can't be understood."""
+    for text in additions:
+        parse(text)
+
+
+def apply(recipe: Recipe, base: Found, inputs: Any, *, weights: bool, path: Path) -> dict[str, Any]:
+    """Replay a plan on a base, and write the result."""
+    growth, history = replay(recipe, base.model, inputs, weights=weights)
+    return {**written(growth, path, (*base.history, *history)), "random_votes": False}
+
+
+def written(
     growth: fxgrow.Growth, path: Path, history: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
+    """Write a growth as the file's suffix asks, and return its report."""
     if path.suffix == ".safetensors":
         io.save(growth, path, history=history)
     else:
@@ -103,22 +165,14 @@ def _written(
     return {**growth.report, "output": str(path)}
 
 
-def open_model(
-    reference: str,
-    arch: str | None,
-    trust_pickle: bool,
-    shapes: Sequence[str],
-    seed: int,
-    *,
-    needed: bool = True,
-) -> Opened:
+def open_model(source: Source, shapes: Sequence[str], *, needed: bool = True) -> Opened:
     """Load a model and find inputs for it.
 
     ``needed=False``: without inputs there is no error, for the data will show them.
     """
-    found = find_model(reference, arch=arch, trust_pickle=trust_pickle, seed=seed)
+    found = find_model(source)
     try:
-        inputs = find_inputs(found, shapes, seed)
+        inputs = find_inputs(found, shapes, source.seed)
     except InputError:
         if needed or shapes:
             raise
@@ -133,17 +187,6 @@ def inspect(
     return fxgrow.inspect(
         opened.found.model, opened.inputs, include=include, exclude=exclude, strict=strict
     )
-
-
-def write_inspection(inspection: Inspection, path: Path) -> None:
-    """Write an inspection as JSON, HTML or DOT, atomically."""
-    if path.suffix == ".json":
-        text = json.dumps(inspection.to_dict(), indent=2)
-    elif path.suffix == ".html":
-        text = report.inspection_html(inspection)
-    else:
-        text = inspection.to_dot()
-    io.atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def prepare(
@@ -193,8 +236,12 @@ def output_for(model: str, output: Path | None) -> Path:
     if output is not None:
         return output
     path = Path(model)
-    is_file = path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
-    stem = path.stem if is_file else model.rpartition(":")[2].rpartition(".")[2]
+    if Source(model).is_file:
+        stem = path.stem
+    elif model.startswith(ZOOS):
+        stem = Path(model.partition(":")[2].partition("@")[0]).name
+    else:
+        stem = model.rpartition(":")[2].rpartition(".")[2]
     return Path(f"{stem}-grown.safetensors")
 
 
@@ -225,12 +272,23 @@ def check_output(path: Path, suffixes: set[str], *, force: bool, source: str | N
     raise FileError(msg)
 
 
+def check_reports(output: Path | None, html: Path | None, *, force: bool) -> list[Path]:
+    """Return the reports that are asked for; raise early where one could not be written."""
+    kinds = ((output, set(pages.FORMATS)), (html, {".html"}))
+    wanted = {path: suffixes for path, suffixes in kinds if path is not None}
+    for path, suffixes in wanted.items():
+        check_output(path, suffixes, force=force)
+    return list(wanted)
+
+
 def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the closing lines of an expansion."""
     if result["random_votes"]:
         yield RANDOM_VOTES
     if result.get("adjusting"):
         yield "Then adjusted (SWE): the function has moved on from the one checked at insertion."
+    if result.get("weights") is False:
+        yield "The plan was replayed on the base's own weights (--weights takes the file's)."
     if result["output"] is None:
         yield "Dry run: nothing was grown, nothing was written."
     else:

@@ -1,5 +1,6 @@
 """fxgrow: make trained PyTorch networks wider without starting again."""
 
+from .activity import Activity, GroupActivity, activity
 from .api import expand, inspect, plan_for, transfer, vote, widen
 from .budgets import geometric
 from .errors import (
@@ -17,7 +18,7 @@ from .errors import (
 from .grower import Grower
 from .history import History
 from .inspection import Inspection
-from .io import load, save
+from .io import apply, load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
 from .planes import Plane
 from .propagate import Call, Propagation
@@ -28,6 +29,7 @@ from .wrapping import rewrap, unwrap
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activity",
     "BudgetError",
     "Call",
     "DataError",
@@ -35,6 +37,7 @@ __all__ = [
     "FileError",
     "FxgrowError",
     "Group",
+    "GroupActivity",
     "Grower",
     "Growth",
     "History",
@@ -52,6 +55,8 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Votes",
+    "activity",
+    "apply",
     "at",
     "every",
     "expand",

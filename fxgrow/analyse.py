@@ -15,6 +15,7 @@ from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
+from .rules.layers import aten_call
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
@@ -49,6 +50,7 @@ class LabelExecutor(Executor):
         super().__init__(root, inputs)
         self.state = state
         self.rules = rules
+        self.mode = LabelMode(state, rules)
         self.planes: dict[fx.Node, Any] = {}
 
     def run(self, nodes: Iterable[fx.Node]) -> None:
@@ -81,6 +83,11 @@ class LabelExecutor(Executor):
         name = str(node.target)
         module = self.modules[name]
         args, kwargs = self.load((node.args, node.kwargs))
+        told = None if self.state.computed or kwargs else aten_call(module, args)
+        if told is not None and self.rules.declared(module) is None:
+            out = self.mode.told(*told)
+            self._note_leaf(module, f"{name}.")
+            return out if isinstance(out, torch.Tensor) else out[0]
         hidden = self.rules.declared(module) is None and hides_sizes(module)
         with self.inside(name) if hidden and is_own(module) else nullcontext():
             value = self._leaf(name, module, module, args, kwargs)
@@ -220,7 +227,8 @@ def hides_sizes(module: nn.Module) -> bool:
         return True
     if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
         return True  # computed weights, of which recurrent layers keep lists
-    return any(True for child in module.children() for _ in child.parameters())
+    inner = module._modules.values()
+    return any(True for child in inner if child is not None for _ in child.parameters())
 
 
 def _walk(value: Any, found: list[torch.Tensor]) -> None:
@@ -308,7 +316,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
             eagerly(),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
-            LabelMode(state, traced.rules),
+            executor.mode,
             watching(root, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)

@@ -16,10 +16,11 @@ from .plain import duplicate, plain
 from .plan import make_plan
 from .stages import (
     as_plan,
-    check_budget,
+    asked,
     check_emit,
     check_growable,
     grow,
+    settled,
     shared_example,
     to_device,
     votes_on,
@@ -68,7 +69,6 @@ def widen(
     seed : int
         Of the new rows. The caller's random state is untouched.
     emit : {"graph", "module"}
-        A ``torch.fx.GraphModule``, or a resized copy of the user's own class.
     verify : bool
         Compare outputs of old and new module on the example inputs. The exact partition
         check is made in any case.
@@ -86,8 +86,7 @@ def widen(
     InputError
         Unknown groups or impossible additions.
     TraceError, UnsupportedError, VerificationError
-        The model can't be traced, a size can't be made to fit, or the widened model
-        would not compute the same function. Nothing is returned then.
+        No graph, a size that can't be made to fit, or another function. Nothing is returned.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def vote(
     data: Iterable[Any],
     *,
     loss: LossFn | str | None = None,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     candidates: Candidates = "auto",
     include: Sequence[str] = (),
@@ -132,8 +131,10 @@ def vote(
         E.g. a DataLoader.
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
-    budget : float
-        K, in ``unit``.
+    budget : float or str
+        K, in ``unit``; or a text such as ``"2Mparams"``, ``"+25%"`` or ``"1.5x"`` (see
+        :func:`fxgrow.budgets.parse_budget`), whose unit, if it names one, takes the place of
+        the default one.
     unit : {"neurons", "params", "flops"}
     candidates : "auto", "paper" or int
         Candidates per group: 2K, by default at most the group's width.
@@ -162,11 +163,12 @@ def vote(
     arXiv 2509.18842, section SVoD.
     """
     with together(model, process_group) as (team, model):
-        check_budget(budget, unit)
+        budget, unit = asked(budget, unit)
         check_data(data)
         team.agree({"budget": budget, "unit": unit, "seed": seed}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
+        budget = settled(budget, unit, inspection)
         votes = votes_on(
             model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean
         )
@@ -177,7 +179,7 @@ def plan_for(
     model: torch.nn.Module,
     data: Iterable[Any] | None,
     *,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     loss: LossFn | str | None = None,
     distributor: str = "svod",
@@ -200,8 +202,8 @@ def plan_for(
         Never changed.
     data : re-iterable of (inputs, targets), or None
         E.g. a DataLoader. ``None``: only for distributors that need no data.
-    budget : float
-        Most that the new units may cost, in ``unit``.
+    budget : float or str
+        Most that the new units may cost, in ``unit``; or a text, as for :func:`vote`.
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
@@ -241,7 +243,7 @@ def plan_for(
     arXiv 2509.18842, section SVoD.
     """
     with together(model, process_group) as (team, model):
-        check_budget(budget, unit)
+        budget, unit = asked(budget, unit)
         if data is not None:
             check_data(data)
         arguments = {"budget": budget, "unit": unit, "distributor": distributor, "seed": seed}
@@ -250,6 +252,7 @@ def plan_for(
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
         check_emit(inspection, emit)
         check_growable(inspection)
+        budget = settled(budget, unit, inspection)
         cast: Votes | None = None
         if distributor == "svod":
             if data is None:
@@ -273,12 +276,13 @@ def expand(
     model: torch.nn.Module,
     data: Iterable[Any] | None,
     *,
-    budget: float = 512,
+    budget: float | str = 512,
     unit: Unit = "neurons",
     loss: LossFn | str | None = None,
     distributor: str = "svod",
     extender: str = "swe",
     coupling: str = "laplacian",
+    rows: str = "kaiming",
     paper: bool = False,
     candidates: Candidates | None = None,
     adjust_epochs: int = 1,
@@ -301,14 +305,15 @@ def expand(
         Never changed.
     data : re-iterable of (inputs, targets), or None
         E.g. a DataLoader. ``None``: pure insertion by a distributor that needs no data.
-    budget : float
-        Most that the new units may cost, in ``unit``.
+    budget : float or str
+        Most that the new units may cost, in ``unit``; or a text, as for :func:`vote`.
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
     distributor : {"svod", "uniform", "proportional", "random"}
-    extender : {"swe", "zero"}
+    extender : {"swe", "zero", "active", "net2wider", "paired"}
     coupling : {"laplacian", "pairwise", "dense"}
+    rows : {"kaiming", "active"}, see :mod:`fxgrow.rows`
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional
@@ -347,17 +352,20 @@ def expand(
     ----------
     arXiv 2509.18842.
     """
+    if adjust_epochs < 0:
+        raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
     with together(model, process_group) as (team, model):
-        if adjust_epochs < 0:
-            raise InputError(f"adjust_epochs is {adjust_epochs}; it must be 0 or more")
         extend = extender_named(extender)
         options = ExtendOptions(
-            coupling=coupling, paper=paper, epochs=adjust_epochs, seed=seed, mean=team.mean
+            coupling=coupling,
+            paper=paper,
+            epochs=adjust_epochs,
+            rows=rows,
+            seed=seed,
+            mean=team.mean,
         )
-        team.agree(
-            {"extender": extender, "coupling": coupling, "epochs": adjust_epochs, "paper": paper},
-            "the arguments",
-        )
+        given = {key: value for key, value in vars(options).items() if key != "mean"}
+        team.agree({"extender": extender, **given}, "the arguments")
         sources = dict(model.named_parameters())  # the caller's, whatever the device
         if device is not None:
             model = duplicate(plain(model)).to(device)
@@ -383,9 +391,8 @@ def expand(
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training
         fresh = [g for g in growth.groups if g.recipe != "copies"]  # these are settled already
-        adjusted = extend(
-            growth.module, fresh, data if adjust_epochs else None, loss, options, progress
-        )
+        looked_at = data if adjust_epochs or extender != "swe" else None
+        adjusted = extend(growth.module, fresh, looked_at, loss, options, progress)
         growth.module.train(training)
         team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)

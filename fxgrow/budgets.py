@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, cast
 
 from .errors import BudgetError, InputError
+from .ir import Group, Unit
 
-__all__ = ["Budget", "BudgetRule", "Limits", "Size", "budget_of", "geometric", "stalled"]
+__all__ = [
+    "Amount",
+    "Budget",
+    "BudgetRule",
+    "Limits",
+    "Size",
+    "budget_of",
+    "geometric",
+    "parse_budget",
+    "stalled",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,12 @@ class Size:
     neurons: int
     params: int
     flops: int
+
+    @classmethod
+    def measured(cls, groups: Iterable[Group], params: int, flops: int) -> Size:
+        """Sum up the rows of growable groups; the rest is known (see :class:`Inspection`)."""
+        neurons = sum(group.width * group.rows_per_unit for group in groups)
+        return cls(int(neurons), int(params), int(flops))
 
     def in_unit(self, unit: str) -> int:
         """Size in a budget's unit.
@@ -93,22 +112,110 @@ def geometric(first: float, ratio: float, rounds: int | None = None) -> BudgetRu
     return _Geometric(first, ratio, rounds)
 
 
-def share(text: str) -> float:
-    """Read ``"+25%"`` as 0.25.
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_UNITS: dict[str, Unit | None] = {
+    "": None,
+    **{"neuron": "neurons", "neurons": "neurons", "flop": "flops", "flops": "flops"},
+    **{"param": "params", "params": "params", "parameter": "params", "parameters": "params"},
+}
+_NUMBER = r"[+-]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d{1,3})?|[+-]?(?:nan|inf|infinity)"
+_AMOUNT = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<scale>[%x×kmbgt]?)\s*(?P<unit>[a-z]*)")
+_SHARES = "a share like '+25%' or a factor above 1 like '1.5x'"
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A budget as written.
+
+    Attributes
+    ----------
+    number : Fraction or float
+        How much; a float only where it is not finite.
+    relative : bool
+        Whether ``number`` is a share of the present size.
+    unit : {"neurons", "params", "flops"} or None
+        As far as the text names one.
+    text : str
+        What was written.
+    """
+
+    number: Fraction | float
+    relative: bool
+    unit: Unit | None
+    text: str
+
+    def of(self, size: float) -> float:
+        """Return the budget of a model of a size in the budget's unit.
+
+        Raises
+        ------
+        BudgetError
+            When that is no positive number.
+        """
+        base = Fraction(size) if self.relative and math.isfinite(size) else 1
+        value = math.inf if self.number > 10**300 else float(self.number * base)
+        if not 0 < value < math.inf:
+            hint = f": write {_SHARES}" if self.relative else ""
+            raise BudgetError(f"the budget is {self.text}; it must be a positive number{hint}")
+        return value
+
+    def in_unit(self, unit: str | None) -> Unit:
+        """Return the unit, given the one that was asked for beside the text, if any.
+
+        Raises
+        ------
+        InputError
+            When the two differ.
+        """
+        if unit is not None and self.unit is not None and unit != self.unit:
+            raise InputError(
+                f"the budget {self.text!r} is in {self.unit}, the unit asked for is {unit}; "
+                "leave one of them out"
+            )
+        return self.unit or cast("Unit", unit or "neurons")
+
+
+def parse_budget(text: str) -> Amount:
+    """Read a budget as people write it.
+
+    Parameters
+    ----------
+    text : str
+        A number with or without a scale (k, M, G or B, T) and a unit (neurons, params,
+        FLOPs), in upper or lower case; a share of the present size (``+25%``); or the new
+        size as a multiple of the present one (``1.5x``).
+
+    Returns
+    -------
+    Amount
+        Not yet checked to be positive: :meth:`Amount.of` does that.
 
     Raises
     ------
     BudgetError
-        For other texts, and shares that are not positive.
+        When the text is not understood.
+
+    Examples
+    --------
+    >>> parse_budget("2Mparams").of(0), parse_budget("2Mparams").unit
+    (2000000.0, 'params')
+    >>> parse_budget("+25%").of(400), parse_budget("1.5x").of(400)
+    (100.0, 200.0)
     """
-    number = text.strip().removesuffix("%")
-    try:
-        value = float(number) / 100 if number != text.strip() else math.nan
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise BudgetError(f"budget {text!r} is not understood; write a share like '+25%'")
-    return value
+    match = _AMOUNT.fullmatch(text.strip().lower())
+    if match is None or match["unit"] not in _UNITS:
+        raise BudgetError(
+            f"budget {text!r} is not understood; write a number (512), one with a unit "
+            f"(2Mparams, 1.5GFLOPs), {_SHARES}"
+        )
+    unit, scale = _UNITS[match["unit"]], match["scale"]
+    number = match["number"].replace("_", "")
+    value: Fraction | float = float(number) if "n" in number else Fraction(number)
+    if scale == "%":
+        return Amount(value / 100, True, unit, text)
+    if scale in ("x", "×"):
+        return Amount(value - 1, True, unit, text)
+    return Amount(value * _SCALES[scale], False, unit, text)
 
 
 def budget_of(budget: Budget, round_: int, size: float) -> float | None:
@@ -117,8 +224,8 @@ def budget_of(budget: Budget, round_: int, size: float) -> float | None:
     Parameters
     ----------
     budget : float, str, sequence of float or callable
-        The same for every round; a share of the present size; one for each round; or
-        ``(round, size) -> float or None``.
+        The same for every round; a share of the present size (``"+25%"``, ``"1.25x"``); one
+        for each round; or ``(round, size) -> float or None``.
     round_ : int
         Growths made so far.
     size : float
@@ -139,7 +246,7 @@ def budget_of(budget: Budget, round_: int, size: float) -> float | None:
     if callable(rule):
         value = rule(round_, size)
     elif isinstance(rule, str):
-        value = share(rule) * size
+        value = _part(parse_budget(rule), size)
     elif isinstance(rule, Sequence):
         value = rule[round_] if round_ < len(rule) else None
     else:
@@ -149,6 +256,12 @@ def budget_of(budget: Budget, round_: int, size: float) -> float | None:
             f"the budget of growth {round_ + 1} is {value}; it must be a positive number"
         )
     return value
+
+
+def _part(amount: Amount, size: float) -> float:
+    if amount.unit is not None:
+        raise BudgetError(f"budget {amount.text!r}: name the unit as unit={amount.unit!r} instead")
+    return amount.of(size)
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,21 @@ Everything that these functions return can be read back by ``torch.load`` with
 from __future__ import annotations
 
 import contextlib
-import pickle
 import random
 from collections import Counter, OrderedDict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .errors import FileError, FxgrowError, InputError
-from .io import atomic_write, mismatches, widen_again
+from .files.atomic import atomic_write, remove_leftovers
+from .files.pickles import open_pickle, torch_save
+from .files.replay import mismatches, widen_again
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from .ir import Growth
 
@@ -242,11 +243,7 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> None:
     """
     checked = plain(dict(state), "state")
 
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            torch.save(checked, file)
-
-    atomic_write(path, write)
+    atomic_write(path, lambda temporary: torch_save(checked, temporary))
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -255,20 +252,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     FileError
-        When the file is missing or damaged.
+        When the file is missing, damaged, or would run code.
     """
-    source = Path(path)
-    try:
-        state: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{source}: no checkpoint could be read from it ({first})") from error
+    state = open_pickle(path)
+    if not isinstance(state, dict):
+        raise FileError(f"{path}: holds a {type(state).__name__}, no checkpoint of a Grower")
     return state
-
-
-def remove_leftovers(path: str | Path) -> None:
-    """Remove temporary files of writers of ``path`` that were killed."""
-    target = Path(path)
-    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
-        with contextlib.suppress(OSError):  # another one was faster
-            leftover.unlink()

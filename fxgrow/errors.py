@@ -13,12 +13,18 @@
     ├── RankError           one of many processes failed, or they disagree
     └── VerificationError   the widened model is not the model it should be
 
-Messages name what, where and what to do next.
+Messages name what, where and what to do next. They may quote names from files: characters
+that move a terminal's cursor, or hide, are spelt out.
 """
+
+from .printable import printable
 
 
 class FxgrowError(Exception):
     """Base of all errors that fxgrow raises on purpose."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class InputError(FxgrowError):

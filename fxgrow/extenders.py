@@ -16,8 +16,10 @@ import torch
 from .calibrate import calibrate_norms
 from .data import LossFn, Progress
 from .errors import InputError
+from .initialisers import copy_units, pair_units
 from .ir import GrownGroup
 from .reduce import Mean, alone
+from .rows import activate_rows
 from .swe import AdjustReport, adjust
 
 
@@ -29,6 +31,8 @@ class ExtendOptions:
     ----------
     coupling, paper, epochs, lr
         See :func:`fxgrow.swe.adjust`.
+    rows : {"active", "kaiming"}
+        Of the new units, before they are coupled (``paper`` means the latter).
     seed : int
         Of everything random.
     mean : callable
@@ -39,6 +43,7 @@ class ExtendOptions:
     paper: bool = False
     epochs: int = 1
     lr: float = 1e-3
+    rows: str = "kaiming"
     seed: int = 0
     mean: Mean = alone
 
@@ -74,6 +79,50 @@ def zero(
     return None
 
 
+def active(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Insert active rows (:mod:`fxgrow.rows`); nothing is trained."""
+    activate_rows(module, grown, data, seed=options.seed, progress=progress, mean=options.mean)
+    return zero(module, grown, data, loss, options, progress)
+
+
+ROWS: Mapping[str, Extender] = {"active": active, "kaiming": zero}
+"""Rows that SWE starts from, by name."""
+
+
+def net2wider(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Copy old units, and split what reads them; nothing is trained."""
+    del data, loss, progress
+    copy_units(module, grown, seed=options.seed)
+    return None
+
+
+def paired(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Insert pairs of units that cancel; nothing is trained."""
+    pair_units(module, grown, seed=options.seed)
+    return zero(module, grown, data, loss, options, progress)
+
+
 def swe(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
@@ -86,7 +135,10 @@ def swe(
 
     With zero epochs, or without data, this is pure insertion.
     """
-    zero(module, grown, data, loss, options, progress)
+    if options.rows not in ROWS:
+        raise InputError(f"unknown rows {options.rows!r}; take one of {', '.join(sorted(ROWS))}")
+    start = zero if options.paper else ROWS[options.rows]
+    start(module, grown, data, loss, options, progress)
     if data is None or options.epochs == 0:
         return None
     return adjust(
@@ -104,7 +156,13 @@ def swe(
     )
 
 
-EXTENDERS: Mapping[str, Extender] = {"swe": swe, "zero": zero}
+EXTENDERS: Mapping[str, Extender] = {
+    "active": active,
+    "net2wider": net2wider,
+    "paired": paired,
+    "swe": swe,
+    "zero": zero,
+}
 """Extenders by name."""
 
 

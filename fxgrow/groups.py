@@ -292,7 +292,7 @@ def _finish(
         group = _draft(slots, reason, taken)
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
-        draft.append(group)
+        draft.append(replace(group, tied=_tied(analysis, group)))
     draft = in_steps(analysis.state, draft)
     costs = _costs(analysis, draft)
     priced = []

@@ -84,8 +84,7 @@ class GrowthSettings:
         chosen = {name: self.options.get(name, ()) for name in ("include", "exclude", "rules")}
         inspection = inspect(module, example, **chosen)
         check_growable(inspection)
-        neurons = sum(group.width * group.rows_per_unit for group in inspection.groups)
-        return Size(int(neurons), int(inspection.params), int(inspection.flops))
+        return Size.measured(inspection.groups, inspection.params, inspection.flops)
 
     def grow(
         self, module: torch.nn.Module, example: Any, budget: float, round_: int, team: Team

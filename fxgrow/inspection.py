@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,20 @@ from .errors import InputError, UnsupportedError
 from .groups import MESSAGES, group_units, layer_of
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
+from .pages.show import Shown
+from .pages.text import dot, graphml
+from .pages.view import inspection_view
 from .plain import collector_paused, plain
+from .printable import quoted
 from .solve import freeze_hidden
 from .trace import trace
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .pages.view import View
     from .plan import CostModel
     from .rules.own import Declaration
     from .shuffle import Shuffle
@@ -33,7 +37,7 @@ __all__ = ["Inspection", "coupling_graph", "inspect_model"]
 
 
 @dataclass(frozen=True, eq=False)
-class Inspection:
+class Inspection(Shown):
     """Groups of a model, growable and frozen.
 
     Attributes
@@ -88,38 +92,33 @@ class Inspection:
         near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(
-            f"no group is called {name!r}{hint} (fxgrow.inspect(...).groups lists all)"
+            f"no group is called {quoted(name, 200)}{hint} (fxgrow.inspect(...).groups lists all)"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the inspection as JSON types."""
         return report.inspection_dict(self)
 
-    def to_json(self, path: str | Path) -> None:
-        """Write :meth:`to_dict` to a file.
+    def to_graphml(self, path: str | Path) -> None:
+        """Write :attr:`graph` as GraphML, for Gephi, yEd and Cytoscape.
 
         Raises
         ------
         FileError
             When the file can't be written; an older one is then as it was.
         """
-        text = json.dumps(self.to_dict(), indent=2)
-        atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-    def to_html(self, path: str | Path) -> None:
-        """Write a self-contained page.
-
-        Raises
-        ------
-        FileError
-            When the file can't be written; an older one is then as it was.
-        """
-        text = report.inspection_html(self)
+        text = graphml(self)
         atomic_write(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def to_dot(self) -> str:
         """Return the groups and their layers in the DOT language."""
-        return report.inspection_dot(self)
+        return dot(self)
+
+    def _view(self, **given: Any) -> View:
+        return inspection_view(self, **given)
+
+    def _data(self) -> Mapping[str, Any]:
+        return self.to_dict()
 
 
 @collector_paused()

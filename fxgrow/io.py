@@ -1,43 +1,75 @@
-"""Saving and loading growths: one ``.safetensors`` file, no pickle.
+"""Saving, loading and applying growths: no pickle, and no code from a file.
 
-The file holds every tensor of the grown module's state dict (shared ones once) and, in
-its metadata, what is needed to build the same module again from the model that was
-grown: the plan, the seed and the shapes of the example inputs.
+A growth is one ``.safetensors`` file, or an index of many, that holds every tensor of the
+grown module (shared ones once) and, in its metadata, what is needed to build the same
+module again from the model that was grown: the plan, the seed and the shapes of the
+example inputs. A ``.json`` file holds that alone. See docs/safety.md for what is trusted.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
-import secrets
-from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import FileError, FxgrowError, InputError
-from .ir import Growth, Plan, Verification, Votes
+from .files.atomic import atomic_write
+from .files.digest import differences, other_shapes, transient_buffers
+from .files.pickles import open_pickle, pickle_module
+from .files.replay import (
+    example_inputs,
+    growth_step,
+    mismatches,
+    plan_of,
+    room,
+    verification_of,
+    votes_of,
+    widen_again,
+)
+from .files.schema import SCHEMA, pack_meta, pack_plan
+from .files.shards import INDEX, bytes_of, write_shards
+from .files.stored import Stored, open_stored
+from .files.tensors import Collected, collect
 from .plain import plain
-from .report import plan_dict, verification_dict, votes_dict
+from .printable import quoted
+from .report import verification_dict
 from .trace import shadow
+from .wrapping import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from .ir import Growth
     from .rules.own import Declaration
 
-SCHEMA = "fxgrow.file/1"
-_KEY = "fxgrow"  # the one metadata entry, a JSON text
+__all__ = [
+    "SCHEMA",
+    "apply",
+    "atomic_write",
+    "example_inputs",
+    "growth_step",
+    "load",
+    "mismatches",
+    "open_pickle",
+    "pickle_module",
+    "read_meta",
+    "save",
+    "widen_again",
+]
 
 
-def save(growth: Growth, path: str | Path, *, history: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write the grown weights and the plan to one ``.safetensors`` file, atomically.
+def save(
+    growth: Growth,
+    path: str | Path,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write the grown weights and the plan, atomically.
 
     Parameters
     ----------
@@ -45,47 +77,39 @@ def save(growth: Growth, path: str | Path, *, history: Sequence[Mapping[str, Any
         What :func:`fxgrow.widen` or :func:`fxgrow.expand` returned; its module may have
         been trained since.
     path : str or Path
-        The file; one that exists is replaced only when the new one is complete.
+        ``NAME.safetensors`` for one file, ``NAME.safetensors.index.json`` for shards and
+        their index (the format of Hugging Face), ``NAME.json`` for the plan without
+        weights. What exists is replaced only when the new one is complete.
     history : sequence of dict, optional
         ``growth.report["steps"]`` of the earlier growths, oldest first, when the model
         that was grown was itself a grown one: :func:`load` replays them all.
+    max_shard_size : int or str
+        Most bytes of a shard, e.g. ``"5GB"``; a larger tensor is a shard of its own.
 
     Raises
     ------
     FileError
-        If the file can't be written, or the state dict holds what is no tensor.
+        If the file can't be written, or the module holds what has no place in it: entries
+        that are no dense tensors, or TorchScript.
 
     See Also
     --------
     load : read the file back.
+    apply : repeat the growth on a model, without the file's weights.
     """
     target = Path(path)
-    tensors, aliases = _unique_tensors(growth.module.state_dict(), target)
-    meta = {
-        "schema": SCHEMA,
-        "fxgrow": version("fxgrow"),
-        "torch": str(torch.__version__),
-        "emit": "graph" if isinstance(growth.module, torch.fx.GraphModule) else "module",
-        "steps": [*history, growth_step(growth)],
-        "inputs": growth.report.get("inputs", {"args": [], "kwargs": {}}),
-        "aliases": aliases,
-        "verification": None
-        if growth.verification is None
-        else verification_dict(growth.verification),
-    }
-    text = json.dumps(meta, sort_keys=True, default=_plain)
-    atomic_write(target, lambda temporary: save_file(tensors, temporary, {_KEY: text}))
-
-
-def growth_step(growth: Growth) -> dict[str, Any]:
-    """Describe one growth so that :func:`load` can replay it: plan, votes, seed, kind."""
-    votes = growth.votes
-    return {
-        "plan": plan_dict(growth.plan),
-        "votes": None if votes is None else votes_dict(votes),
-        "seed": int(growth.report.get("seed", 0)),
-        "transfer": bool(growth.report.get("transfer")),
-    }
+    sharded = target.name.endswith(INDEX)
+    if target.suffix == ".json" and not sharded:
+        text = pack_plan(_meta(growth, history, Collected()))
+        atomic_write(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return
+    most = bytes_of(max_shard_size)
+    found = collect(growth.module, target)
+    metadata = pack_meta(_meta(growth, history, found))
+    if sharded:
+        write_shards(found.tensors, target, metadata, most)
+    else:
+        atomic_write(target, lambda temporary: save_file(found.tensors, temporary, metadata))
 
 
 def load(
@@ -96,9 +120,10 @@ def load(
     Parameters
     ----------
     path : str or Path
-        What :func:`save` wrote.
+        What :func:`save` wrote: a file, or an index of shards.
     base : torch.nn.Module
-        The model as before growth (after :func:`fxgrow.transfer`: the target), for its structure.
+        The model as before growth (after :func:`fxgrow.transfer`: the target), for its
+        structure; its weights don't matter.
     rules : sequence of Declaration
         Those that the model was grown with, see :func:`fxgrow.inspect`.
 
@@ -115,19 +140,23 @@ def load(
     InputError
         If there is no ``base``.
     """
-    source = Path(path)
-    meta, tensors = _read(source)
+    stored = open_stored(path)
+    meta = stored.meta
+    if not stored.entries:
+        msg = f"{stored.path}: holds a plan and no weights; fxgrow.apply repeats it on a model"
+        raise FileError(msg)
     if base is None:
-        msg = f"{source}: a growth is loaded onto the model it grew from; pass it as base="
+        msg = f"{stored.path}: a growth is loaded onto the model it grew from; pass it as base="
         raise InputError(msg)
-    growth = _replay(source, meta, base, {"emit": meta["emit"], "rules": tuple(rules)})
-    _fill(source, growth.module, tensors, meta["aliases"])
+    base = plain(unwrap(base))
+    _check_shapes(stored, base)
+    growth = _loaded(stored, base, {"emit": meta["emit"], "rules": tuple(rules)})
     last = meta["steps"][-1]
     return replace(
         growth,
-        plan=Plan(**last["plan"]),
-        votes=_votes(last["votes"]),
-        verification=_verification(meta["verification"]),
+        plan=plan_of(last),
+        votes=votes_of(last),
+        verification=verification_of(meta["verification"]),
         report={
             **growth.report,
             "inputs": meta["inputs"],
@@ -135,7 +164,72 @@ def load(
             "steps": meta["steps"],
         },
         sources={},  # the last model before growth was built here: nobody trains it
+        base=last["base"] or {},
     )
+
+
+def apply(
+    path: str | Path,
+    base: torch.nn.Module,
+    example_inputs: Any = None,
+    *,
+    any_weights: bool = False,
+    emit: str | None = None,
+    verify: bool = True,
+    rules: Iterable[Declaration] = (),
+) -> Growth:
+    """Repeat the growth that a file describes on a model, keeping what the model computes.
+
+    The new units are the ones of the first time, for the seed is in the file; training
+    after growth, and its adjusting phase, are not repeated.
+
+    Parameters
+    ----------
+    path : str or Path
+        What :func:`save` wrote, of any kind; its weights are not read.
+    base : torch.nn.Module
+        The model as before growth. Never changed.
+    example_inputs : tensor, tuple or dict, optional
+        Random ones of the recorded shapes by default.
+    any_weights : bool
+        Take a base of other weights than the plan was made for; shapes must be the same.
+    emit : {"graph", "module"}, optional
+        As in the file by default.
+    verify : bool
+        Compare outputs before and after.
+    rules : sequence of Declaration
+        For custom operations and opaque modules, see :func:`fxgrow.inspect`.
+
+    Returns
+    -------
+    Growth
+        Of the last step, where the file holds several growths on top of each other.
+
+    Raises
+    ------
+    FileError
+        If the file is missing or damaged, holds a transfer, or was made for another base
+        (saying what differs).
+    """
+    stored = open_stored(path)
+    steps = stored.meta["steps"]
+    if any(step["transfer"] for step in steps):
+        msg = f"{stored.path}: holds a transfer, which has no plan to repeat; use fxgrow.load"
+        raise FileError(msg)
+    base = plain(unwrap(base))
+    _check_shapes(stored, base)
+    if not any_weights and (other := differences(steps[0]["base"] or {}, base)):
+        msg = (
+            f"{stored.path}: was made for a model of other weights: {quoted(other[0])} and "
+            f"{len(other) - 1} more differ; pass any_weights=True to apply it all the same"
+        )
+        raise FileError(msg)
+    inputs = _inputs(stored, seed=0) if example_inputs is None else example_inputs
+    options = {"emit": emit or stored.meta["emit"], "rules": tuple(rules)}
+    growth = _replay(stored, base, inputs, options, verify=verify)
+    many = len(steps) > 1
+    report = {**growth.report, "steps": steps}
+    return replace(growth, report=report, sources={} if many else growth.sources)
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -149,252 +243,91 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``schema``, ``fxgrow`` and ``torch`` (versions), ``emit``, ``steps``, ``inputs``,
-        ``aliases``, ``verification``.
+        ``schema``; ``fxgrow`` and ``torch`` (versions); ``emit``; ``steps``, one a growth,
+        with ``plan``, ``votes``, ``seed``, ``transfer`` and ``base`` (type, shape and sum
+        of each tensor of the model that grew, or None); ``inputs`` (shapes and types);
+        ``aliases`` (shared tensors); ``transient`` (buffers outside the state dict);
+        ``bytes`` (tensors of types that safetensors lacks); ``digests`` (SHA-256 of each
+        tensor); ``verification``.
 
     Raises
     ------
     FileError
         If the file is missing, damaged or of another kind.
     """
-    source = Path(path)
-    with _opened(source) as file:
-        return _checked_meta(source, file.metadata())
+    return dict(open_stored(path).meta)
 
 
-def example_inputs(spec: Mapping[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
-    """Build zero inputs of the shapes that a growth file records.
-
-    Parameters
-    ----------
-    spec : dict
-        ``{"args": [{"shape": [...], "dtype": "float32"}, ...], "kwargs": {name: ...}}``.
-
-    Returns
-    -------
-    tuple or dict of torch.Tensor
-        Keyword arguments if the spec names any, else positional ones.
-    """
-    named = {name: _zeros(entry) for name, entry in spec.get("kwargs", {}).items()}
-    return named or tuple(_zeros(entry) for entry in spec.get("args", []))
+# ------------------------------------------------------------------- steps
 
 
-def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place.
+def _meta(growth: Growth, history: Sequence[Mapping[str, Any]], found: Collected) -> dict[str, Any]:
+    check = growth.verification
+    return {
+        "schema": SCHEMA,
+        "fxgrow": version("fxgrow"),
+        "torch": str(torch.__version__),
+        "emit": "graph" if isinstance(growth.module, torch.fx.GraphModule) else "module",
+        "steps": [*history, growth_step(growth)],
+        "inputs": growth.report.get("inputs", {"args": [], "kwargs": {}}),
+        "aliases": found.aliases,
+        "transient": found.transient,
+        "bytes": found.as_bytes,
+        "digests": found.digests(),
+        "verification": None if check is None else verification_dict(check),
+    }
 
-    Whatever happens, ``path`` is either as it was or complete.
 
-    Parameters
-    ----------
-    path : str or Path
-        The file to make.
-    write : callable
-        Gets the path of the temporary file, still empty.
+def _check_shapes(stored: Stored, base: torch.nn.Module) -> None:
+    """Refuse a base whose tensors are not those of the model that grew."""
+    known = stored.meta["steps"][0]["base"]
+    if known and (problems := other_shapes(known, base)):
+        raise _foreign(stored, problems)
 
-    Raises
-    ------
-    FileError
-        If the file can't be written.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+def _foreign(stored: Stored, problems: Sequence[str]) -> FileError:
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return FileError(f"{stored.path}: does not belong to this base model: {problems[0]}{more}")
+
+
+def _inputs(stored: Stored, seed: int | None = None) -> Any:
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the caller's umask has it
-        write(temporary)
-        temporary.chmod(mode)  # safetensors makes its files private
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        msg = f"{target}: could not be written ({why}); choose another place for the output"
-        raise FileError(msg) from error
-    finally:
-        with suppress(OSError):  # gone already when all went well
-            temporary.unlink()
+        return example_inputs(stored.meta["inputs"], seed=seed)
+    except InputError as error:
+        raise FileError(f"{stored.path}: {error}") from error
 
 
-def pickle_module(module: torch.nn.Module, path: str | Path) -> None:
-    """Write a module as a pickle, atomically; opening it again runs code.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        A GraphModule's pickle needs no source of the original model.
-    path : str or Path
-        The file.
-
-    Raises
-    ------
-    FileError
-        If the file can't be written or the module can't be pickled.
-    """
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            torch.save(module, file)
-
+def _replay(
+    stored: Stored, base: torch.nn.Module, inputs: Any, options: Any, *, verify: bool
+) -> Growth:
+    most = min(stored.numel, room()) if stored.entries else room()
+    first, *later = stored.meta["steps"]
     try:
-        atomic_write(path, write)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        msg = f"{path}: the module can't be pickled ({error}); write .safetensors instead"
-        raise FileError(msg) from error
+        growth = widen_again(base, inputs, first, options, most=most, verify=verify)
+        for step in later:
+            growth = widen_again(growth.module, inputs, step, options, most=most, verify=verify)
+    except FxgrowError as error:
+        raise _foreign(stored, [str(error)]) from error
+    return growth
 
 
-# ------------------------------------------------------------------- writing
-
-
-def _unique_tensors(
-    state: Mapping[str, Any], path: Path
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Split a state dict into tensors to write and aliases of those."""
-    first: dict[tuple[Any, ...], str] = {}
-    tensors: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            msg = f"{path}: the state dict's {name!r} is no tensor and has no place in the file"
-            raise FileError(msg)
-        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if value.numel() and key in first:
-            aliases[name] = first[key]
-            continue
-        first[key] = name
-        # a copy, so that partly overlapping views may be written too
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    return tensors, aliases
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy and torch scalars, and sizes, into JSON types."""
-    if hasattr(value, "item"):
-        return value.item()
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return str(value)
-
-
-# ------------------------------------------------------------------- reading
-
-
-def _opened(path: Path) -> Any:
-    if not path.is_file():
-        msg = f"{path}: there is no such file"
-        raise FileError(msg)
-    try:
-        return safe_open(str(path), framework="pt", device="cpu")
-    except (OSError, SafetensorError) as error:
-        msg = f"{path}: damaged, or no .safetensors file ({error}); get it again"
-        raise FileError(msg) from error
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    with _opened(path) as file:
-        meta = _checked_meta(path, file.metadata())
-        return meta, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-
-
-def _checked_meta(path: Path, metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_KEY)
-    if text is None:
-        msg = f"{path}: holds tensors, but was not written by fxgrow"
-        raise FileError(msg)
-    try:
-        meta = json.loads(text)
-        schema = meta["schema"]
-    except (ValueError, TypeError, KeyError) as error:
-        msg = f"{path}: its description is damaged ({error}); get the file again"
-        raise FileError(msg) from error
-    if schema != SCHEMA:
-        msg = f"{path}: is of schema {schema!r}, this fxgrow reads {SCHEMA!r}; use another version"
-        raise FileError(msg)
-    lacking = {"steps", "inputs", "aliases", "emit", "verification"} - set(meta)
-    if missing := sorted(lacking) or ([] if meta["steps"] else ["steps"]):
-        msg = f"{path}: its description lacks {', '.join(missing)}; get the file again"
-        raise FileError(msg)
-    return dict(meta)
-
-
-def _replay(path: Path, meta: Mapping[str, Any], base: torch.nn.Module, options: Any) -> Growth:
-    inputs = example_inputs(meta["inputs"])
-    first, *later = meta["steps"]
-    base = plain(base)
+def _loaded(stored: Stored, base: torch.nn.Module, options: Any) -> Growth:
+    """Replay the shapes, see that the file fits, and only then read its tensors."""
     resting = {name for name, p in base.named_parameters() if not p.requires_grad}
     if resting:  # the file may hold growth from before they were put to rest
         own = ((id(p), p.detach(), p.is_floating_point()) for p in base.parameters())
         base = shadow(base, {key: torch.nn.Parameter(data, trains) for key, data, trains in own})
-    try:
-        growth = widen_again(base, inputs, first, options)
-        for step in later:
-            growth = widen_again(growth.module, inputs, step, options)
-    except FxgrowError as error:
-        msg = f"{path}: does not belong to this base model: {error}"
-        raise FileError(msg) from error
-    for name, parameter in growth.module.named_parameters():
+    growth = _replay(stored, base, _inputs(stored), options, verify=False)
+    module = growth.module
+    if problems := list(mismatches(module.state_dict(), stored.state())):
+        raise _foreign(stored, problems)
+    tensors = stored.tensors()
+    transient = {name: tensors.pop(name) for name in stored.meta["transient"]}
+    module.load_state_dict(tensors, strict=True)
+    for name, buffer in transient_buffers(module):
+        value = transient.get(name)
+        if value is not None and value.shape == buffer.shape and value.dtype == buffer.dtype:
+            buffer.copy_(value)
+    for name, parameter in module.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in resting)
     return growth
-
-
-def widen_again(
-    module: torch.nn.Module, inputs: Any, step: Mapping[str, Any], options: Mapping[str, Any]
-) -> Growth:
-    """Repeat a growth described by :func:`growth_step`: its shapes, not its training."""
-    from .api import transferred_again, widen  # here, because the API offers save and load itself
-
-    if step.get("transfer"):  # its base is the wide model
-        return transferred_again(module, inputs, step, options["emit"])
-    additions, seed = step["plan"]["additions"], step["seed"]
-    return widen(module, inputs, additions, seed=seed, verify=False, **options)
-
-
-def _fill(
-    path: Path,
-    module: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    aliases: Mapping[str, str],
-) -> None:
-    state = {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
-    problems = list(mismatches(module.state_dict(), state))
-    if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        msg = f"{path}: does not belong to this base model: {problems[0]}{more}"
-        raise FileError(msg)
-    module.load_state_dict(state, strict=True)
-
-
-def mismatches(
-    wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
-) -> Iterator[str]:
-    """Say where a state dict does not fit the one that is wanted."""
-    for name, tensor in wanted.items():
-        if name not in state:
-            yield f"the file lacks {name!r}"
-        elif state[name].shape != tensor.shape:
-            here, there = tuple(tensor.shape), tuple(state[name].shape)
-            yield f"{name!r} is {there} in the file and {here} in the widened base"
-    yield from (f"the base has no {name!r}" for name in state if name not in wanted)
-
-
-def _zeros(entry: Mapping[str, Any]) -> Any:
-    if "value" in entry:
-        return entry["value"]  # a number or a flag
-    return torch.zeros(tuple(entry["shape"]), dtype=getattr(torch, entry["dtype"]))
-
-
-def _votes(data: Mapping[str, Any] | None) -> Votes | None:
-    return None if data is None else Votes(values={}, **data)
-
-
-def _verification(data: Mapping[str, Any] | None) -> Verification | None:
-    if data is None:
-        return None
-    return Verification(**{name: value for name, value in data.items() if name != "passed"})

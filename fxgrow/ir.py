@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from .pages.show import Shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     import torch
     from torch.optim import Optimizer
     from torch.optim.swa_utils import AveragedModel
+
+    from .inspection import Inspection
+    from .pages.view import View
 
 Role = Literal["producer", "norm", "per_unit", "consumer"]
 Unit = Literal["neurons", "params", "flops"]
@@ -117,7 +123,8 @@ class Group:
     - ``"copies"``: every unit is copied, consumers are split, so ``multiple_of`` is the
       whole width; for units that are mixed where neither of these is exact.
 
-    ``norms`` are the nodes that a stream's width is made up for at.
+    ``norms`` are the nodes that a stream's width is made up for at. ``tied`` says that an axis
+    is both written and read (an embedding that is the head, too).
     ``params_per_unit`` (elements) and ``flops_per_unit`` (2 per multiply-add on the
     example inputs) hold while all other groups keep their width.
     """
@@ -133,6 +140,7 @@ class Group:
     reason: Reason | None = None
     recipe: str = "fresh"
     norms: tuple[Norm, ...] = ()
+    tied: bool = False
 
     @property
     def growable(self) -> bool:
@@ -171,6 +179,11 @@ class Votes:
     budget: float = 0.0
     unit: Unit = "neurons"
     seed: int = 0
+
+    def _repr_html_(self) -> str:
+        from .pages.notebook import votes_snippet
+
+        return votes_snippet(self)
 
 
 @dataclass(frozen=True)
@@ -281,6 +294,7 @@ class GrownGroup:
     added: int
     slots: tuple[GrownSlot, ...]
     recipe: str = "fresh"
+    tied: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,11 +329,13 @@ class Verification:
 
 
 @dataclass(frozen=True, eq=False)
-class Growth:
+class Growth(Shown):
     """What :func:`fxgrow.widen` and :func:`fxgrow.expand` return.
 
     ``sources`` holds the parameters of the caller's model by their (first) name, the very
-    objects that an optimizer knows; it keeps them alive, and is not saved to files.
+    objects that an optimizer knows; it keeps them alive. ``inspection`` is that of the model
+    before growth, for reports (None after a transfer). Neither is saved to files.
+    ``base`` describes every tensor of that model before growth: type, shape, checksum.
     """
 
     module: torch.nn.Module
@@ -330,9 +346,14 @@ class Growth:
     report: Mapping[str, Any]
     groups: tuple[GrownGroup, ...] = ()
     sources: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
+    inspection: Inspection | None = field(default=None, repr=False)
+    base: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def save(self, path: str) -> None:
-        """Write the grown weights and the plan to one ``.safetensors`` file."""
+    def save(self, path: str | Path) -> None:
+        """Write the grown weights and the plan: a file, shards, or the plan alone.
+
+        See :func:`fxgrow.save`.
+        """
         from .io import save
 
         save(self, path)
@@ -364,3 +385,11 @@ class Growth:
         from .optim import migrate_ema
 
         return migrate_ema(self, averaged)
+
+    def _view(self, **given: Any) -> View:
+        from .pages.view import growth_view
+
+        return growth_view(self, **given)
+
+    def _data(self) -> Mapping[str, Any]:
+        return self.report

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .flows import Flow, grounds, without
-from .planes import Axis, Labels, Plane
+from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
 
 if TYPE_CHECKING:
@@ -151,6 +151,22 @@ class LabelBook:
             if (parent[high] == low).all():
                 return
 
+    def _unite_columns(self, stack: Labels) -> None:
+        """Unite all labels along the first dimension, position by position."""
+        parent = self.parent
+        while True:
+            roots = self.find(stack)
+            low = roots.min(axis=0)
+            differ = roots != low
+            if not differ.any():
+                return
+            # Roots that stay are not written: they may be above others in another column.
+            high, under = roots[differ], np.broadcast_to(low, roots.shape)[differ]
+            parent[high] = under
+            # The last write wins where one root meets several: then the loop goes on.
+            if (parent[high] == under).all():
+                return
+
     def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
         """Unite all labels along ``dims`` and drop these dimensions from the plane."""
         head = plane.labels
@@ -182,7 +198,7 @@ class LabelBook:
         how flows combine, which are lost otherwise.
         """
         if len(operands) == 1:
-            alone = [_lift(p, ndim, keep_zero=product) for p in operands[0][0]]
+            alone = [lift(p, ndim, keep_zero=product) for p in operands[0][0]]
             return [p._replace(flow=self.flow(flow, [p.flow])) for p in alone]
         alike = self._meet_alike(operands, ndim, where, flow=flow, product=product)
         if alike is not None:
@@ -194,7 +210,7 @@ class LabelBook:
             others = [c for j, c in enumerate(covered) if j != i]
             known = len(result)
             for plane in planes:
-                lifted = _lift(plane, ndim, keep_zero=product)
+                lifted = lift(plane, ndim, keep_zero=product)
                 bare = tuple(
                     d for d in lifted.dims if any(d in big and d not in lab for big, lab in others)
                 )
@@ -233,10 +249,10 @@ class LabelBook:
         """Unite in one go where every operand has one plane, all over the same dimensions."""
         if any(len(planes) != 1 for planes, _ in operands):
             return None
-        head, *rest = (_lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
+        head, *rest = (lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
         if not head.dims or any(p.labels.shape != head.labels.shape for p in rest):
             return None
-        self.unite(head.labels, np.stack([p.labels for p in rest]))
+        self._unite_columns(np.array([head.labels, *(p.labels for p in rest)]))
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
         return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)
@@ -273,8 +289,8 @@ class LabelBook:
         """Unite ``plane`` with the one of several planes over these positions that fits."""
         index = alike[0]
         if len(alike) > 1:
-            own = _pattern(plane.labels)
-            fitting = [i for i in alike if np.array_equal(_pattern(result[i].labels), own)]
+            own = pattern(plane.labels)
+            fitting = [i for i in alike if np.array_equal(pattern(result[i].labels), own)]
             if fitting:
                 index = fitting[0]
             else:
@@ -381,16 +397,3 @@ class LabelBook:
         return [
             d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
         ]
-
-
-def _lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
-    labels = plane.labels
-    if labels.ndim < ndim:
-        labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
-    return Plane(labels, plane.zero if keep_zero else (), plane.flow)
-
-
-def _pattern(labels: Labels) -> Labels:
-    """Write labels as numbers in order of first appearance: which positions share one."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -112,6 +113,7 @@ def lay_out(
             additions[group.name],
             tuple(slots[owner, index] for index in range(len(group.slots))),
             group.recipe,
+            group.tied,
         )
         for owner, group in enumerate(growing)
     )
@@ -165,64 +167,58 @@ def _place(size: int, takers: Sequence[_Taker], positions: Sequence[np.ndarray])
         copies = group.recipe == "copies"
         per_unit = count // (group.width if copies else 1)
         for unit in range(group.width) if copies else (group.width - 1,):
-            template = np.sort(own[unit])
+            template = own[unit] if own.shape[1] == 1 else np.sort(own[unit])
             templates.append(template)
-            added.append(np.full(len(template), per_unit))
-            blocks += [
-                _Block(int(run[0]), int(run[-1]), per_unit, number, unit) for run in _runs(template)
-            ]
+            added += [per_unit] * len(template)
+            blocks += [_Block(a, b, per_unit, number, unit) for a, b in _runs(template)]
+    blocks.sort()
+    old, source, pieces = _insert(size, blocks)
     fresh: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
-    source = _insert(size, sorted(blocks), fresh)
-    old = _old_positions(size, blocks)
+    for block, piece in zip(blocks, pieces, strict=True):
+        fresh[block.owner, block.unit].append(piece.reshape(block.added, -1))
     new: list[list[np.ndarray]] = [[] for _ in positions]
     for (number, _), parts in sorted(fresh.items()):
-        new[number].append(np.concatenate(parts, axis=1))
+        new[number].append(parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1))
     joined = [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in new]
+    units = np.concatenate(
+        [np.arange(t.first, t.first + len(rows)) for t, rows in zip(takers, joined, strict=True)]
+    )
+    slices = [rows.shape[1] for rows in joined for _ in range(len(rows))]
     return _Placed(
         source,
         AxisMap(len(source), old),
         [old[own] for own in positions],
         joined,
         np.concatenate(templates),
-        np.concatenate(added),
+        np.array(added),
         np.concatenate([rows.reshape(-1) for rows in joined]),
-        np.concatenate(
-            [
-                np.repeat(np.arange(taker.first, taker.first + len(rows)), rows.shape[1])
-                for taker, rows in zip(takers, joined, strict=True)
-            ]
-        ),
+        np.repeat(units, slices),
     )
 
 
-def _runs(positions: np.ndarray) -> list[np.ndarray]:
-    """Split ascending positions into contiguous runs."""
+def _runs(positions: np.ndarray) -> list[tuple[int, int]]:
+    """First and last of the contiguous runs of ascending positions."""
     if len(positions) == 1 or positions[-1] - positions[0] == len(positions) - 1:
-        return [positions]
-    return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+        return [(int(positions[0]), int(positions[-1]))]
+    cuts = np.flatnonzero(np.diff(positions) > 1)
+    firsts = positions[np.concatenate([[0], cuts + 1])]
+    lasts = positions[np.concatenate([cuts, [-1]])]
+    return list(zip(firsts.tolist(), lasts.tolist(), strict=True))
 
 
-def _insert(
-    size: int, blocks: list[_Block], fresh: dict[tuple[int, int], list[np.ndarray]]
-) -> np.ndarray:
-    parts, start, shift = [], 0, 0
-    for block in blocks:
-        length = block.last - block.first + 1
-        parts.append(np.arange(start, block.last + 1))
-        if length == 1:
-            parts.append(np.full(block.added, block.first))
-        else:
-            parts.append(np.tile(np.arange(block.first, block.last + 1), block.added))
-        begin = block.last + 1 + shift
-        new = np.arange(begin, begin + length * block.added).reshape(block.added, length)
-        fresh[block.owner, block.unit].append(new)
-        start, shift = block.last + 1, shift + length * block.added
-    parts.append(np.arange(start, size))
-    return np.concatenate(parts)
-
-
-def _old_positions(size: int, blocks: list[_Block]) -> np.ndarray:
+def _insert(size: int, blocks: list[_Block]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Where old entries go; which entry every new position is a clone of; each block's clones."""
+    first, last, added = np.array([block[:3] for block in blocks]).T
+    length = last - first + 1
+    count = length * added
+    ends = np.cumsum(count)
     shift = np.zeros(size + 1, dtype=np.int64)
-    for block in blocks:
-        shift[block.last + 1] += (block.last - block.first + 1) * block.added
-    return np.arange(size, dtype=np.int64) + np.cumsum(shift)[:size]
+    np.add.at(shift, last + 1, count)
+    old = np.arange(size) + np.cumsum(shift)[:size]
+    offset = np.arange(ends[-1]) - np.repeat(ends - count, count)
+    clones = np.repeat(last + 1 + ends - count, count) + offset
+    source = np.empty(size + ends[-1], dtype=np.int64)
+    source[old] = np.arange(size)
+    source[clones] = np.repeat(first, count) + offset % np.repeat(length, count)
+    bounds = [0, *ends.tolist()]
+    return old, source, [clones[a:b] for a, b in pairwise(bounds)]

@@ -101,3 +101,17 @@ def reshape_plane(
     if not changed:
         return result, []
     return compress(result), [(full, result)]
+
+
+def lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
+    """Put dimensions of size 1 in front; the factors that are zeros are kept on request."""
+    labels = plane.labels
+    if labels.ndim < ndim:
+        labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
+    return Plane(labels, plane.zero if keep_zero else (), plane.flow)
+
+
+def pattern(labels: Labels) -> Labels:
+    """Write labels as numbers in order of first appearance: which positions share one."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,43 +61,85 @@ def new_tensors(
         for slot in group.slots:
             slots[slot.tensor].append((slot, group.recipe))
     shapes = {name: _new_shape(old[name], axes) for name, axes in layout.index_map.axes.items()}
+    vectors = _vectors(old, slots, factors)
     result: dict[str, torch.Tensor] = {}
-    for names in _bundles(layout, old, slots, factors):
-        own = slots[names[0]]
-        if len(names) == 1:
-            tensor = old[names[0]].detach()
-            mask = names[0] in factors and _is_mask(tensor)
-            result[names[0]] = _filled(tensor, layout, names[0], own, shapes, generator, mask=mask)
-            continue
-        # Alike in all but their values (a norm's four vectors): filled as one.
-        stack = torch.stack([old[name].detach() for name in names], dim=1)
-        filled = _filled(stack, layout, names[0], own, shapes, generator)
-        for name, tensor in zip(names, filled.unbind(1), strict=True):
-            result[name] = tensor.contiguous()
+    for names in vectors:
+        result.update(_fill_vectors(old, layout, slots, names))
+    for name, own in slots.items():
+        if name not in result:
+            tensor = old[name].detach()
+            mask = name in factors and _is_mask(tensor)
+            result[name] = _filled(tensor, layout, name, own, shapes, generator, mask=mask)
     for name, split in shares(layout.groups, layout.index_map, seed).items():
         scale(result[name], split)
     fill_streams(layout.groups, result, torch.Generator().manual_seed(seed))
     return result
 
 
-def _bundles(
-    layout: Layout,
+def _vectors(
     old: Mapping[str, torch.Tensor],
     slots: Mapping[str, list[tuple[GrownSlot, str]]],
     factors: Collection[str],
 ) -> list[list[str]]:
-    """Collect vectors that are laid out and filled alike; any other tensor stands alone."""
-    bundles: dict[Any, list[str]] = defaultdict(list)
+    """Collect vectors whose new entries are all means (those of norms), by dtype and device."""
+    found: dict[Any, list[str]] = defaultdict(list)
     for name, own in slots.items():
         tensor = old[name]
-        key: Any = name
-        means = name not in factors and all(slot.role in _MEANS for slot, _ in own)
-        if tensor.ndim == 1 and means:
-            places = tuple((id(slot.new), slot.role, recipe) for slot, recipe in own)
-            axis = layout.index_map.axes[name][0]
-            key = (id(axis), tensor.dtype, tensor.device, places)
-        bundles[key].append(name)
-    return list(bundles.values())
+        fresh = all(slot.role in _MEANS and recipe != "copies" for slot, recipe in own)
+        if tensor.ndim == 1 and fresh and name not in factors:
+            found[tensor.dtype, tensor.device].append(name)
+    return list(found.values())
+
+
+def _fill_vectors(
+    old: Mapping[str, torch.Tensor],
+    layout: Layout,
+    slots: Mapping[str, list[tuple[GrownSlot, str]]],
+    names: list[str],
+) -> dict[str, torch.Tensor]:
+    """Make many vectors in one pass: means stand behind the old entries that they are of."""
+    tensors = [old[name].detach() for name in names]
+    plans: dict[Any, _Means] = {}
+    own: list[_Means] = []
+    for name in names:
+        source = layout.sources[name, 0]
+        key = (id(source), *(id(slot.new) for slot, _ in slots[name]))
+        if key not in plans:  # a norm's vectors share theirs
+            plans[key] = _plan_means(source, len(old[name]), [slot for slot, _ in slots[name]])
+        own.append(plans[key])
+    counts = [len(plan.sizes) for plan in own]
+    lengths = [len(tensor) for tensor in tensors]
+    start = np.cumsum([0, *lengths])
+    first = np.cumsum([0, *counts])
+    flat = torch.cat(tensors)
+    means = _means(
+        flat,
+        0,
+        np.concatenate([plan.old + at for plan, at in zip(own, start, strict=False)]),
+        np.concatenate([plan.sizes for plan in own]),
+    ).split(counts)
+    pool = torch.cat([part for pair in zip(tensors, means, strict=True) for part in pair])
+    source = np.concatenate(
+        [plan.source + at for plan, at in zip(own, start + first, strict=False)]
+    )
+    filled = pool.index_select(0, _index(source, pool)).split([len(plan.source) for plan in own])
+    return {name: tensor.clone() for name, tensor in zip(names, filled, strict=True)}
+
+
+class _Means(NamedTuple):
+    """How a vector is made of its old entries with the means of its slots behind them."""
+
+    source: np.ndarray
+    old: np.ndarray  # positions of the old entries, slot by slot
+    sizes: np.ndarray  # how many they are
+
+
+def _plan_means(source: np.ndarray, length: int, slots: list[GrownSlot]) -> _Means:
+    old = source[np.concatenate([slot.old.reshape(-1) for slot in slots])]
+    source = source.copy()
+    for number, slot in enumerate(slots):
+        source[slot.new.reshape(-1)] = length + number
+    return _Means(source, old, np.array([slot.old.size for slot in slots]))
 
 
 def _filled(
@@ -111,14 +153,14 @@ def _filled(
     mask: bool = False,
 ) -> torch.Tensor:
     """Make one tensor (or several alike, stacked) in its new shape."""
+    merged = _merged(own)
+    axes = layout.index_map.axes[name]
     copies = any(recipe == "copies" for _, recipe in own)
-    spread = None if copies else _by_runs(old, layout.index_map.axes[name])
-    tensor = _by_index(old, layout, name) if spread is None else spread
+    spread = None if copies else _by_runs(old, axes)
+    tensor = _by_index(old, layout, name, copies=copies) if spread is None else spread
     tensor = tensor.contiguous(memory_format=memory_format(old))
     # Zero columns last: they win where new rows and new columns cross.
-    for (dim, role), fresh in sorted(
-        _merged(own).items(), key=lambda item: item[0][1] == "consumer"
-    ):
+    for (dim, role), fresh in sorted(merged.items(), key=lambda item: item[0][1] == "consumer"):
         new = np.concatenate([slot.new.reshape(-1) for slot in fresh])
         if role == "consumer" or (mask and role == "per_unit"):
             _set(tensor, dim, new, 0.0 if role == "consumer" else 1.0)
@@ -197,11 +239,22 @@ def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[Grow
     return merged
 
 
-def _by_index(tensor: torch.Tensor, layout: Layout, name: str) -> torch.Tensor:
-    """Make the new tensor; every new entry is a copy of its template's."""
-    for dim in layout.index_map.axes[name]:
-        source = torch.from_numpy(layout.sources[name, dim]).to(tensor.device)
-        tensor = tensor.index_select(dim, source)
+def _by_index(
+    tensor: torch.Tensor, layout: Layout, name: str, *, copies: bool = True
+) -> torch.Tensor:
+    """Make the new tensor; every new entry is a copy of its template's.
+
+    Without ``copies`` new rows at the end are still open.
+    """
+    axes = layout.index_map.axes[name]
+    rows, *rest = axes
+    if not copies and rows == 0 and len(rest) == 1 and axes[0].old[-1] == tensor.shape[0] - 1:
+        new = tensor.new_empty(_new_shape(tensor, axes))
+        source = _index(layout.sources[name, rest[0]], tensor)
+        torch.index_select(tensor, rest[0], source, out=new[: tensor.shape[0]])
+        return new
+    for dim in axes:
+        tensor = tensor.index_select(dim, _index(layout.sources[name, dim], tensor))
     return tensor
 
 
@@ -241,22 +294,26 @@ def _share(column: torch.Tensor, slot: GrownSlot, generator: torch.Generator) ->
 
 def _average(tensor: torch.Tensor, dim: int, new: np.ndarray, slots: list[GrownSlot]) -> None:
     """Give new entries the mean of their group's old ones, all groups of the axis in one pass."""
-
-    def index(positions: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(positions).to(tensor.device)
-
-    owners = np.repeat(np.arange(len(slots)), [slot.old.size for slot in slots])
     old = np.concatenate([slot.old.reshape(-1) for slot in slots])
-    shape = list(tensor.shape)
-    shape[dim] = len(slots)
-    exact = torch.promote_types(tensor.dtype, torch.float32)  # long sums drown in half precision
-    sums = tensor.new_zeros(shape, dtype=exact).index_add_(
-        dim, index(owners), tensor.index_select(dim, index(old)).to(exact)
-    )
-    column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
-    means = sums / torch.tensor([slot.old.size for slot in slots]).to(sums).reshape(column)
+    means = _means(tensor, dim, old, np.array([slot.old.size for slot in slots]))
     takers = np.repeat(np.arange(len(slots)), [slot.new.size for slot in slots])
-    tensor.index_copy_(dim, index(new), means.to(tensor).index_select(dim, index(takers)))
+    tensor.index_copy_(dim, _index(new, tensor), means.index_select(dim, _index(takers, tensor)))
+
+
+def _means(tensor: torch.Tensor, dim: int, old: np.ndarray, sizes: np.ndarray) -> torch.Tensor:
+    """Means over entries at ``old``, of which ``sizes`` follow each other in one mean."""
+    shape = list(tensor.shape)
+    shape[dim] = len(sizes)
+    exact = torch.promote_types(tensor.dtype, torch.float32)  # long sums drown in half precision
+    values = tensor.index_select(dim, _index(old, tensor)).to(exact)
+    owners = _index(np.repeat(np.arange(len(sizes)), sizes), tensor)
+    sums = values.new_zeros(shape).index_add_(dim, owners, values)
+    column = [-1 if d == dim else 1 for d in range(tensor.ndim)]
+    return (sums / _index(sizes, tensor).reshape(column)).to(tensor.dtype)
+
+
+def _index(positions: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(positions).to(like.device)
 
 
 def fan_in(shapes: Mapping[str, tuple[int, ...]], name: str, dim: int) -> int:

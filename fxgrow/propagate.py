@@ -230,7 +230,15 @@ class LabelMode(TorchDispatchMode):
         self.rules = table
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        return self.label(func, args, kwargs or {})
+
+    def told(self, func: Any, args: Any) -> Any:
+        """Label a call that the dispatcher does not have to find."""
+        with torch._C._DisableTorchDispatch():
+            return self.label(func, args, {})
+
+    def label(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Compute one ATen call, as far as needed, and label what comes out."""
         state, packet = self.state, func.overloadpacket
         if state.paused or (state.resized and packet in self.rules.BLANKS):
             out = func(*args, **kwargs)

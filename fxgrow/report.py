@@ -1,13 +1,10 @@
-"""Inspections and growths as plain data, HTML and DOT. Nothing here prints."""
+"""Inspections and growths as plain data (:mod:`fxgrow.pages` shows them)."""
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     import torch
 
     from .inspection import Inspection
@@ -20,9 +17,6 @@ GROWTH_SCHEMA = "fxgrow.growth/1"
 def count_params(module: torch.nn.Module) -> int:
     """Count the parameter elements of ``module``, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-# ---------------------------------------------------------------- plain data
 
 
 def inspection_dict(inspection: Inspection) -> dict[str, Any]:
@@ -177,140 +171,3 @@ def verification_dict(verification: Verification) -> dict[str, Any]:
         "tolerance": float(verification.tolerance),
         "dtype": verification.dtype,
     }
-
-
-# ---------------------------------------------------------------------- HTML
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #d0d7de; --soft: #57606a; --head: #f6f8fa; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #30363d; --soft: #8b949e; --head: #161b22; }
-  body { background: #0d1117; color: #e6edf3; }
-}
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0 2rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
-th { background: var(--head); position: sticky; top: 0; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-small, summary { color: var(--soft); }
-code { font: 13px/1.4 ui-monospace, monospace; }
-""".strip()
-
-
-def inspection_html(inspection: Inspection) -> str:
-    """Write an inspection as one self-contained HTML page, light or dark as the reader's.
-
-    Parameters
-    ----------
-    inspection : Inspection
-        What :func:`fxgrow.inspect` returned.
-
-    Returns
-    -------
-    str
-        The page; it loads nothing from elsewhere.
-    """
-    data = inspection_dict(inspection)
-    parts = [
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><title>fxgrow inspection</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body>",
-        "<h1>What can grow</h1>",
-        f"<p>{len(data['groups'])} growable groups hold {data['coverage']:.1%} of "
-        f"{data['params']:,} parameters; {data['flops']:,} flops on the example inputs.</p>",
-        _html_table(
-            ("group", "width", "step", "params per unit", "flops per unit", "layers"),
-            map(_html_group, data["groups"]),
-        ),
-    ]
-    if data["frozen"]:
-        head = ("frozen", "width", "why", "where")
-        rows = map(_html_frozen, data["frozen"])
-        parts += ["<h1>What cannot, and why</h1>", _html_table(head, rows)]
-    if data["unsupported"]:
-        cells = ([u["op"], u["count"], u["node"], u["source"]] for u in data["unsupported"])
-        head = ("operation", "calls", "first at", "source")
-        parts += ["<h1>Operations without a rule</h1>", _html_table(head, cells)]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _html_group(group: Mapping[str, Any]) -> list[Any]:
-    return [
-        group["name"],
-        group["width"],
-        group["multiple_of"],
-        group["params_per_unit"],
-        group["flops_per_unit"],
-        ", ".join(group["layers"]),
-    ]
-
-
-def _html_frozen(group: Mapping[str, Any]) -> list[Any]:
-    reason = group["reason"] or {"message": "", "node": "", "source": ""}
-    where = " ".join(part for part in (reason["node"], reason["source"]) if part)
-    return [group["name"], group["width"], reason["message"], where]
-
-
-def _html_table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = ["<table>", "<tr>" + "".join(f"<th>{escape(name)}</th>" for name in head) + "</tr>"]
-    lines += ["<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in rows]
-    return "\n".join([*lines, "</table>"])
-
-
-def _html_cell(value: Any) -> str:
-    if isinstance(value, int):
-        return f'<td class="number">{value:,}</td>'
-    return f"<td><code>{escape(str(value))}</code></td>"
-
-
-# ----------------------------------------------------------------------- DOT
-
-
-def inspection_dot(inspection: Inspection) -> str:
-    """Write the graph of axes and couplings in Graphviz' language.
-
-    Each group is a cluster (a frozen one dashed, with its reason); an edge carries the
-    graph node that coupled its two ends.
-
-    Parameters
-    ----------
-    inspection : Inspection
-        What :func:`fxgrow.inspect` returned.
-
-    Returns
-    -------
-    str
-        Input for ``dot -Tsvg``.
-    """
-    lines = ["graph fxgrow {", "  rankdir=LR; node [shape=box, fontsize=10];"]
-    for index, group in enumerate((*inspection.groups, *inspection.frozen)):
-        lines += _dot_cluster(index, group)
-    for left, right, data in inspection.graph.edges(data=True):
-        cause = data.get("node", "")
-        lines.append(f"  {_dot_id(left)} -- {_dot_id(right)} [label={_quote(str(cause))}];")
-    return "\n".join([*lines, "}", ""])
-
-
-def _dot_cluster(index: int, group: Group) -> list[str]:
-    label = f"{group.name}: {group.width}"
-    if group.reason is not None:
-        label += f" (frozen: {group.reason.message})"
-    style = "solid" if group.reason is None else "dashed"
-    # an axis can hold several groups (concatenation): the first cluster shows it
-    nodes = sorted({_dot_id((slot.tensor, slot.dim)) for slot in group.slots})
-    return [
-        f"  subgraph cluster_{index} {{ label={_quote(label)}; style={style};",
-        *(f"    {node};" for node in nodes),
-        "  }",
-    ]
-
-
-def _dot_id(node: Any) -> str:
-    if isinstance(node, tuple):
-        return _quote(":".join(map(str, node)))
-    return _quote(str(node))
-
-
-def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'

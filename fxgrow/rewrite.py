@@ -23,7 +23,7 @@ from .partition import check_partition
 from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
-from .propagate import LABELS_KEY, LabelMode, Noted, Propagation
+from .propagate import LABELS_KEY, Noted, Propagation
 from .shuffle import make_explicit
 from .solve import apply_sizes
 from .trace import no_fast_path
@@ -89,9 +89,11 @@ def rewrite(
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
     factors = {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
-    tensors = new_tensors(layout, tensor_names(model), seed, factors)
+    named = tensor_names(model)
+    tensors = new_tensors(layout, named, seed, factors)
     sizes = Sizes(analysis.state.book, layout.gain)
-    widened = _copy(model, inspection, tensors, sizes)
+    memo = {id(named[name]): _like(named[name], tensor) for name, tensor in tensors.items()}
+    widened = _copy(model, inspection, memo, sizes)
     widened.ratios.update(_ratios(inspection.groups, additions))
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
         raise UnsupportedError(
@@ -105,8 +107,8 @@ def rewrite(
         )
     _patch_and_check(analysis, layout, widened, sizes)
     for layer in widened.root.modules():
-        flatten: Any = getattr(layer, "flatten_parameters", None)
-        if flatten is not None:  # one block of memory, as cuDNN wants it
+        if hasattr(type(layer), "flatten_parameters"):  # one block of memory, as cuDNN wants it
+            flatten: Any = layer.flatten_parameters
             flatten()
     if emit == "graph":
         module: nn.Module = GrownModule(
@@ -130,19 +132,16 @@ def _ratios(
     return found
 
 
-def _copy(
-    model: nn.Module, inspection: Inspection, tensors: Mapping[str, torch.Tensor], sizes: Sizes
-) -> _Widened:
-    """Copy the model; tensors that grow are replaced on the way, not copied twice."""
+def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Make ``new`` a parameter where ``old`` is one."""
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new
+
+
+def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes: Sizes) -> _Widened:
+    """Copy the model; tensors that grow (``memo``) are replaced on the way, not copied twice."""
     analysis = inspection.analysis
-    memo: dict[int, Any] = {}
-    for name, old in tensor_names(model).items():
-        new = tensors.get(name)
-        if new is None:
-            continue
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        memo[id(old)] = new
     root = duplicate(model, memo)
     _add_constants(root, analysis)
     origins: dict[fx.Node, fx.Node] = {}
@@ -353,7 +352,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 eagerly(),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[]),
-                LabelMode(state, analysis.traced.rules),
+                run.mode,
             ):
                 run.run(list(graph.nodes))
         for name, module in modules.items():

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import report as reports
 from .ballot import candidate_count
+from .budgets import Size, parse_budget
 from .configure import follow_config
 from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
+from .files.digest import fingerprint
 from .ir import Growth, Plan, Unit, Votes
+from .plan import MAX_ADDED
 from .rewrite import rewrite
 from .verify import verify as verify_models
 from .vote import cast_votes
@@ -29,12 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_plan",
-    "check_budget",
+    "asked",
     "check_emit",
     "check_growable",
     "example_of",
     "grow",
     "input_spec",
+    "settled",
     "shared_example",
     "to_device",
     "votes_on",
@@ -66,6 +71,12 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
         raise InputError(
             "additions name no group; pass {group name: units}, see inspect(...).groups"
         )
+    added = inspection.costs.params(inspection.groups, chosen)
+    if added > MAX_ADDED:
+        raise BudgetError(
+            f"the additions would make {added:,} parameter elements, more than the limit of "
+            f"{MAX_ADDED:,}; add fewer units"
+        )
     spent = inspection.costs.neurons(inspection.groups, chosen)
     return Plan(chosen, budget=float(spent), unit="neurons", spent=spent)
 
@@ -73,11 +84,11 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
 def _share(amount: str | int, width: int, step: int) -> int:
     if isinstance(amount, str):
         text = amount.strip()
-        try:
-            share = float(text.removeprefix("+").removesuffix("%")) / 100
-        except ValueError:
-            share = math.nan
-        if not text.endswith("%") or not 0 < share < math.inf:
+        try:  # in fractions: 29 % of 100 is 29, not 28.999...
+            share = Fraction(text.removeprefix("+").removesuffix("%")) / 100
+        except (ValueError, ZeroDivisionError):
+            share = Fraction(0)
+        if not text.endswith("%") or share <= 0 or "/" in text:
             raise InputError(
                 f"additions {amount!r} are not understood; "
                 "write a share like '+12.5%' or a number of units"
@@ -154,6 +165,8 @@ def grow(
         report,
         rewritten.groups,
         sources=dict(model.named_parameters()),
+        inspection=inspection,
+        base=fingerprint(model),
     )
 
 
@@ -163,6 +176,10 @@ def input_spec(inputs: Inputs) -> dict[str, Any]:
     def spec(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return {"shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        if type(value) in {list, tuple}:
+            return {type(value).__name__: [spec(item) for item in value]}
+        if type(value) is dict:
+            return {"dict": {str(key): spec(item) for key, item in value.items()}}
         plain = isinstance(value, (int, float, str, bool, type(None)))
         return {"value": value if plain else repr(value)}
 
@@ -224,16 +241,31 @@ def votes_on(
     )
 
 
-def check_budget(budget: float, unit: str) -> None:
-    """Refuse budgets that are not positive numbers.
+def asked(budget: float | str, unit: Unit) -> tuple[float | str, Unit]:
+    """Refuse budgets that are not positive numbers; a text's own unit replaces the default.
 
     Raises
     ------
     BudgetError
-        When ``budget`` is zero, negative or not finite.
+        When ``budget`` is zero, negative, not finite or not understood.
+    InputError
+        When it is a text in another unit than the one asked for.
     """
+    if isinstance(budget, str):
+        amount = parse_budget(budget)
+        amount.of(1)
+        return budget, amount.in_unit(None if unit == "neurons" else unit)
     if not math.isfinite(budget) or budget <= 0:
         raise BudgetError(f"the budget is {budget} {unit}; it must be a positive number")
+    return budget, unit
+
+
+def settled(budget: float | str, unit: Unit, inspection: Inspection) -> float:
+    """Turn a budget into a number, given the size of the model."""
+    if not isinstance(budget, str):
+        return budget
+    size = Size.measured(inspection.groups, inspection.params, inspection.flops)
+    return parse_budget(budget).of(size.in_unit(unit))
 
 
 def check_emit(inspection: Inspection, emit: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_LOW = {torch.float16, torch.bfloat16}
+LOW = {torch.float16, torch.bfloat16}
 
 
 def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
@@ -51,7 +51,7 @@ def verify(old: nn.Module, new: nn.Module, example: Any) -> Verification:
     """
     old = plain(old)
     dtype = next((p.dtype for p in old.parameters() if p.is_floating_point()), torch.float32)
-    wide = any(t.dtype in _LOW for t in [*old.parameters(), *old.buffers()])
+    wide = any(t.dtype in LOW for t in [*old.parameters(), *old.buffers()])
     try:
         errors = _errors(old, new, example, wide=wide)
         dtype = torch.float32 if wide else dtype
@@ -72,7 +72,7 @@ class _CastsByHand(Exception):
 
 def _errors(old: nn.Module, new: nn.Module, example: Any, *, wide: bool) -> dict[bool, float]:
     """Largest relative difference by mode."""
-    twins = _twin(old, wide=wide), _twin(new, wide=wide)
+    twins = twin(old, wide=wide), twin(new, wide=wide)
     return {
         training: _error(*twins, example, training=training, wide=wide)
         for training in (False, True)
@@ -87,19 +87,26 @@ def _error(old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide
     exact = Exact()
     try:
         with exact:
-            error = _difference(*_outputs(old, new, example, training=training, wide=wide))
+            error = _difference(*outputs(old, new, example, training=training, wide=wide))
     except (RuntimeError, _CastsByHand, VerificationError):
-        return _difference(*_outputs(old, new, example, training=training, wide=wide))
+        return _difference(*outputs(old, new, example, training=training, wide=wide))
     if exact.ignored:
-        rounded = _difference(*_outputs(old, new, example, training=training, wide=wide))
+        rounded = _difference(*outputs(old, new, example, training=training, wide=wide))
         allowed = max(TOLERANCES[dtype] for dtype in exact.ignored)
         return error if rounded <= allowed else max(error, rounded)
     return error
 
 
-def _outputs(
+def outputs(
     old: nn.Module, new: nn.Module, example: Any, *, training: bool, wide: bool
 ) -> tuple[Any, Any]:
+    """Run both on the same inputs, in one mode, from the same random state.
+
+    Raises
+    ------
+    VerificationError
+        When ``new`` does not run.
+    """
     with torch.no_grad(), _repeatable(), eagerly():
         torch.manual_seed(0)
         try:
@@ -161,12 +168,12 @@ class _NoDropout(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _twin(model: nn.Module, *, wide: bool) -> nn.Module:
+def twin(model: nn.Module, *, wide: bool) -> nn.Module:
     """Copy of a model with buffers and modes of its own; ``wide``: half precision as float32."""
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     if wide:
         tensors = [*model.parameters(), *model.buffers()]
-        shared.update({id(t): _wider(t) for t in tensors if t.dtype in _LOW})
+        shared.update({id(t): _wider(t) for t in tensors if t.dtype in LOW})
     return duplicate(model, shared)
 
 
@@ -180,7 +187,7 @@ def _run(twin: nn.Module, example: Any, *, training: bool, wide: bool) -> Any:
 
 
 def _wider(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor) or value.dtype not in _LOW:
+    if not isinstance(value, torch.Tensor) or value.dtype not in LOW:
         return value
     single = value.detach().float()
     return nn.Parameter(single) if isinstance(value, nn.Parameter) else single
@@ -197,7 +204,7 @@ def _arguments(example: Any) -> tuple[Any, Any]:
 
 
 def _difference(before: Any, after: Any) -> float:
-    old, new = list(_tensors(before)), list(_tensors(after))
+    old, new = list(tensors_in(before)), list(tensors_in(after))
     if len(old) != len(new) or any(a.shape != b.shape for a, b in zip(old, new, strict=False)):
         return float("inf")
     worst = 0.0
@@ -213,12 +220,13 @@ def _difference(before: Any, after: Any) -> float:
     return worst
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of nested outputs, in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)

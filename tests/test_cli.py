@@ -81,13 +81,41 @@ def test_inspect_json_is_the_library_s(folder):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "start"), [("json", "{"), ("html", "<!doctype html>"), ("dot", "graph fxgrow {")]
+    ("suffix", "start"),
+    [
+        ("json", "{"),
+        ("html", "<!doctype html>"),
+        ("dot", "graph fxgrow {"),
+        ("md", "# What"),
+        ("graphml", "<?xml"),
+    ],
 )
 def test_inspect_writes_files(folder, suffix, start):
     run("inspect", "parts.py:Small", "-o", f"report.{suffix}")
     text = (folder / f"report.{suffix}").read_text()
     assert text.startswith(start)
     assert "conv" in text
+
+
+def test_pages_for_the_browser(folder):
+    assert "Written to a.html" in run("inspect", "parts.py:Small", "--html", "a.html").stdout
+    assert "What can grow" in (folder / "a.html").read_text()
+    growing = ("expand", "parts.py:Small", "--budget", "4", "--html")
+    run(*growing, "plan.html", "--dry-run")
+    plan = (folder / "plan.html").read_text()
+    assert 'data-key="votes"' in plan
+    assert 'data-key="after"' in plan
+    run(*growing, "b.html", "-o", "b.safetensors")
+    assert "Before and after" in (folder / "b.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["inspect", "expand"])
+@pytest.mark.parametrize("path", ["a.txt", "missing/a.html", "parts.py"])
+def test_pages_that_could_not_be_written_are_refused_early(folder, command, path):
+    before = sorted(folder.rglob("*"))
+    result = run(command, "parts.py:Small", "--html", path, code=1)
+    assert path.rpartition("/")[2] in result.stderr
+    assert sorted(folder.rglob("*")) == before
 
 
 # -------------------------------------------------------------------- models

@@ -181,3 +181,28 @@ def test_mixing_is_written_down_with_its_code():
     kept = book.mix([plane(labels, 1, 4), plane(book.fresh(2), 2, 1)], [1], "mean", HERE)
     assert [p.labels.shape for p in kept] == [(2, 1)]
     assert [m.code for m in book.mixings] == ["mean"]
+
+
+@given(
+    st.integers(2, 5).flatmap(
+        lambda rows: st.lists(
+            st.lists(st.integers(1, 12), min_size=rows, max_size=rows), min_size=1, max_size=8
+        )
+    )
+)
+@settings(derandomize=True, max_examples=200, deadline=None)
+def test_columns_are_united_however_they_overlap(columns):
+    book = LabelBook()
+    book.fresh(12)
+    planes = [Plane(np.array(row)[None]) for row in zip(*columns, strict=True)]
+    if len(columns) > 1:
+        book.meet([([p], p.labels.shape) for p in planes], 2, HERE)
+    else:
+        book._unite_columns(np.array([p.labels for p in planes]))
+    groups = {label: {label} for label in range(1, 13)}
+    for column in columns:
+        whole = set().union(*(groups[label] for label in column))
+        groups.update(dict.fromkeys(whole, whole))
+    roots = book.find(np.arange(1, 13))
+    for a in range(1, 13):
+        assert {b for b in range(1, 13) if roots[b - 1] == roots[a - 1]} == groups[a]

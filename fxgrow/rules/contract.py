@@ -7,6 +7,7 @@ product tensor.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def spread(planes: Iterable[Plane], dims: Sequence[int], ndim: int) -> list[Plane]:
     """Move planes to the dimensions ``dims`` of a virtual tensor of ``ndim``."""
-    order = np.argsort(dims)
+    order = _order(tuple(dims))
     result = []
     for plane in planes:
         shape = [1] * ndim
@@ -31,6 +32,11 @@ def spread(planes: Iterable[Plane], dims: Sequence[int], ndim: int) -> list[Plan
             shape[new] = plane.labels.shape[old]
         result.append(plane._replace(labels=plane.labels.transpose(order).reshape(shape)))
     return result
+
+
+@cache
+def _order(dims: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(dims)), key=dims.__getitem__))
 
 
 def squeeze_to(planes: Iterable[Plane], dims: Sequence[int]) -> list[Plane]:

@@ -1,0 +1,255 @@
+"""Methods of growth against each other, on real data: one command, resumable.
+
+    python benchmarks/growth.py                  # all tasks, five seeds: hours on two cores
+    python benchmarks/growth.py --tasks digits-mlp --seeds 2
+
+Every arm gets the same data, budgets, optimizer and decay, and differs in how units come in or
+where they go. Networks train, grow by uniform allocation (extender arms) or by the distributor
+of the arm, and train on, round by round. Choices are made on validation data; the page shows
+test data. One line of JSON a run lies in ``benchmarks/results/growth.jsonl``; the page
+``docs/benchmarks.md`` and its plots are written from all of them by ``growth_page.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from growth_tasks import DATA, TASKS
+from torch.nn import functional as F
+
+import fxgrow
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "growth.jsonl"
+DECAY = 0.1  # AdamW's, the same for every arm
+
+# How new units come in, allocated uniformly.
+EXTENDERS = {
+    "zero": {"extender": "zero"},
+    "active": {"extender": "active"},
+    "swe laplacian": {"rows": "kaiming", "coupling": "laplacian"},
+    "swe laplacian, active": {"rows": "active", "coupling": "laplacian"},
+    "swe pairwise": {"rows": "kaiming", "coupling": "pairwise"},
+    "swe dense": {"rows": "kaiming", "coupling": "dense"},
+    "swe paper": {"rows": "kaiming", "paper": True},
+    "net2wider": {"extender": "net2wider"},
+    "paired": {"extender": "paired"},
+    "small random": {"extender": "zero", "noise": 1e-2},
+}
+# Where they go; they come in as active rows.
+DISTRIBUTORS = {
+    f"to {name}": {"extender": "active", "distributor": name}
+    for name in ("svod", "proportional", "random")
+}
+ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
+
+
+def loader(split, batch, seed):
+    """Batches in an order of the seed; the same tensors every time it is iterated."""
+    x, y = split
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    return [(x[i], y[i]) for i in order.split(batch) if len(i) > 1]
+
+
+def train(net, task, split, epochs, seed):
+    """AdamW from anew."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=DECAY, fused=True)
+    net.train()
+    for epoch in range(epochs):
+        for x, y in loader(split, task.batch, 1000 * seed + epoch):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(net, split):
+    """Accuracy and loss."""
+    net.eval()
+    out = torch.cat([net(x) for x in split[0].split(500)])
+    return (
+        (out.argmax(1) == split[1]).float().mean().item(),
+        F.cross_entropy(out, split[1]).item(),
+    )
+
+
+def scores(net, split):
+    """Accuracy and loss on validation and test data."""
+    names = ("valid", "valid_loss", "test", "test_loss")
+    return dict(zip(names, (*score(net, split.valid), *score(net, split.test)), strict=True))
+
+
+def noisy(growth, scale, seed):
+    """Small random outgoing entries in place of zeros: breaks the function a little."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = dict(growth.module.named_parameters())
+    with torch.no_grad():
+        for group in growth.groups:
+            for slot in group.slots:
+                if slot.role == "consumer":
+                    tensor, index = tensors[slot.tensor], torch.from_numpy(slot.new.reshape(-1))
+                    shape = list(tensor.shape)
+                    shape[slot.dim] = len(index)
+                    draw = (2 * torch.rand(shape, generator=generator) - 1) * scale
+                    tensor.index_copy_(slot.dim, index, draw)
+
+
+def living(growth, split, batch):
+    """Activity of new and of all units, on training data, and parity with the old ones."""
+    found = fxgrow.activity(growth, loader(split, batch, 0)[:24])
+    rows = [group.to_dict() for group in found.groups]
+    grown = [r for r in rows if r["new"]]
+
+    def total(key, among):
+        return sum(r[key] for r in among)
+
+    def average(key):
+        values = [r[key] for r in grown if r[key] is not None]
+        return sum(values) / len(values) if values else None
+
+    return {
+        "new": total("new", grown),
+        "new_inactive": total("new_inactive", grown),
+        "new_nearly": total("new_nearly_inactive", grown),
+        "units": total("width", rows),
+        "inactive": total("inactive", rows),
+        "activation_parity": average("activation_parity"),
+        "gradient_parity": average("gradient_parity"),
+    }
+
+
+def grow(net, task, split, budget, options, seed):
+    """One growth; seconds with it."""
+    options = {"distributor": "uniform", **options}
+    noise = options.pop("noise", None)
+    start = time.perf_counter()
+    growth = fxgrow.expand(
+        net, loader(split.train, task.batch, seed), budget=budget, seed=seed, **options
+    )
+    if noise:
+        noisy(growth, noise, seed)
+    return growth, time.perf_counter() - start
+
+
+def growing(task, split, net, options, seed):
+    """All rounds of one arm."""
+    rounds = []
+    for number, budget in enumerate(task.budgets):
+        before = scores(net, split)
+        growth, seconds = grow(net, task, split, budget, options, 100 * seed + number)
+        net = growth.module
+        at = scores(net, split)
+        train(net, task, split.train, task.epochs[1], 100 * seed + number + 1)
+        rounds.append(
+            {
+                "before": before,
+                "at_growth": at,
+                "after": scores(net, split),
+                "alive": living(growth, split.train, task.batch),
+                "growth_seconds": round(seconds, 2),
+                "plan": dict(growth.plan.additions),
+            }
+        )
+    return rounds
+
+
+def final_net(task, split, seed):
+    """The network of the final size, with nothing learnt (uniform allocation)."""
+    torch.manual_seed(seed)
+    net = task.net(task.widths)
+    for number, budget in enumerate(task.budgets):
+        net, _ = grow(net, task, split, budget, {"extender": "zero"}, 100 * seed + number)
+        net = net.module
+    torch.manual_seed(seed)
+    for layer in net.modules():
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    return net
+
+
+def flops(task, split, seed):
+    """FLOPs of the training of the grown arms, in passes of the final network."""
+    torch.manual_seed(seed)
+    net, example = task.net(task.widths), split.train[0][:2]
+    cost = [fxgrow.inspect(net, example).flops]
+    for number, budget in enumerate(task.budgets):
+        net = grow(net, task, split, budget, {"extender": "zero"}, 100 * seed + number)[0].module
+        cost.append(fxgrow.inspect(net, example).flops)
+    epochs = [task.epochs[0]] + [task.epochs[1]] * len(task.budgets)
+    return sum(c * e for c, e in zip(cost, epochs, strict=True)) / cost[-1]
+
+
+def baseline(task, split, arm, seed):
+    """Arms that do not grow."""
+    total = task.epochs[0] + task.epochs[1] * len(task.budgets)
+    if arm == "small":
+        torch.manual_seed(seed)
+        net = task.net(task.widths)
+    else:
+        net = final_net(task, split, seed)
+    epochs = total if arm != "scratch, equal FLOPs" else round(flops(task, split, seed))
+    train(net, task, split.train, epochs, seed)
+    return [{"after": scores(net, split), "epochs": epochs}]
+
+
+def run(task, arm, seed):
+    """One run, as it is written down."""
+    split = DATA[task.data]()
+    start = time.perf_counter()
+    if ARMS[arm] is None:
+        rounds = baseline(task, split, arm, seed)
+    else:
+        torch.manual_seed(seed)
+        net = task.net(task.widths)
+        train(net, task, split.train, task.epochs[0], seed)
+        rounds = growing(task, split, net, dict(ARMS[arm]), seed)
+    return {
+        "task": task.name,
+        "arm": arm,
+        "seed": seed,
+        "rounds": rounds,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def read(path=RESULTS):
+    """Runs made so far, by task, arm and seed."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {(r["task"], r["arm"], r["seed"]): r for r in map(json.loads, lines)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in options.tasks:
+        for seed in range(options.seeds):
+            for arm in options.arms:
+                if (name, arm, seed) in read(options.out):
+                    continue
+                result = run(TASKS[name], arm, seed)
+                with options.out.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(result) + "\n")
+                last = result["rounds"][-1]
+                print(
+                    f"{name} {arm} {seed}: {last['after']['test']:.1%}, {result['seconds']} s",
+                    flush=True,
+                )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

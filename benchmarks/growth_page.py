@@ -1,0 +1,168 @@
+"""Write ``docs/benchmarks.md`` and its plots from the runs of ``growth.py``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from growth import ARMS, RESULTS, ROOT, read
+from growth_tasks import TASKS
+from scipy.stats import t as student
+
+REFERENCE = "active"
+PAGE = """# Benchmarks of growth
+
+Written by `benchmarks/growth_page.py` from the runs in `benchmarks/results/growth.jsonl`, which
+`python benchmarks/growth.py` makes (resumable; every line of that file is one run). Do not edit.
+
+Every arm has the same data, budgets (neurons), epochs and optimizer (AdamW, decay 0.1, anew
+after each growth). Arms with an adjusting phase (`swe`) see the data once more for each group
+that grew; `to svod` sees them twice more for its vote. Extender arms share the budget evenly;
+arms `to ...` insert active rows and differ in the distributor. `scratch` is the network of the
+final size for as many epochs as the grown one had in all; `equal FLOPs` for as much computing.
+
+- **accuracy**: test data, after the last round, mean over the seeds.
+- **against `{reference}`**: paired difference over the seeds, in points, with its 95 % interval.
+- **trajectory**: mean test accuracy over the ends of all rounds.
+- **at growth**: change of test accuracy and loss by the growth itself, mean over rounds.
+- **inactive**: share of new units that are active on no (on fewer than 1 %) of 24 training
+  batches, at the end of their round (`fxgrow.activity`).
+- **parity**: mean activation, and gradient norm of the rows, of new units over those of old ones.
+
+{tasks}
+"""
+HEAD = (
+    "arm", "seeds", "accuracy", f"against `{REFERENCE}`", "trajectory",
+    "at growth: accuracy", "loss",
+    "inactive", "nearly", "activation parity", "gradient parity", "s of growth",
+)  # fmt: skip
+
+
+def interval(values):
+    """Mean and half of its 95 % confidence interval."""
+    if len(values) < 2:
+        return values[0], float("nan")
+    half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+    return mean(values), half
+
+
+def final(run, key="test"):
+    return run["rounds"][-1]["after"][key]
+
+
+def against(runs, reference):
+    """Paired differences with the reference, in points."""
+    pairs = [(final(r), final(reference[s])) for s, r in runs.items() if s in reference]
+    if not pairs or runs is reference:
+        return ""
+    centre, half = interval([100 * (a - b) for a, b in pairs])
+    return f"{centre:+.1f} ± {half:.1f}"
+
+
+def average(runs, value, show):
+    """Mean of something over all rounds that have it."""
+    found = [value(r) for run in runs.values() for r in run["rounds"] if "alive" in r]
+    found = [v for v in found if v is not None]
+    return show(mean(found)) if found else ""
+
+
+def share(key):
+    return lambda r: r["alive"][key] / r["alive"]["new"] if r["alive"]["new"] else None
+
+
+def row(arm, runs, reference):
+    def change(key):
+        return lambda r: r["at_growth"][key] - r["before"][key]
+
+    trajectory = mean(mean(r["after"]["test"] for r in run["rounds"]) for run in runs.values())
+    return (
+        f"{arm}",
+        len(runs),
+        f"{mean(map(final, runs.values())):.1%}",
+        against(runs, reference),
+        f"{trajectory:.1%}" if ARMS[arm] is not None else "",
+        average(runs, change("test"), lambda v: f"{100 * v:+.2f}"),
+        average(runs, change("test_loss"), lambda v: f"{v:+.3f}"),
+        average(runs, share("new_inactive"), lambda v: f"{v:.1%}"),
+        average(runs, share("new_nearly"), lambda v: f"{v:.1%}"),
+        average(runs, lambda r: r["alive"]["activation_parity"], lambda v: f"{v:.2f}"),
+        average(runs, lambda r: r["alive"]["gradient_parity"], lambda v: f"{v:.2f}"),
+        average(runs, lambda r: r["growth_seconds"], lambda v: f"{v:.1f}"),
+    )
+
+
+def by_arm(found, task):
+    """Runs of a task: arm to seed to run."""
+    arms = {}
+    for (name, arm, seed), run in found.items():
+        if name == task:
+            arms.setdefault(arm, {})[seed] = run
+    return {arm: arms[arm] for arm in ARMS if arm in arms}
+
+
+def section(task, arms, picture):
+    spec = TASKS[task]
+    reference = arms.get(REFERENCE, {})
+    lines = [f"## {task}", ""]
+    lines += [
+        f"{spec.net.__name__} {'-'.join(map(str, spec.widths))}, {spec.data}, budgets "
+        f"{', '.join(map(str, spec.budgets))} neurons; {spec.epochs[0]} epochs, then "
+        f"{spec.epochs[1]} a round; batches of {spec.batch}, lr {spec.lr:g}.",
+        "",
+        f"![{task}]({picture})",
+        "",
+        "| " + " | ".join(HEAD) + " |",
+        "|---|" + "--:|" * (len(HEAD) - 1),
+    ]
+    lines += ["| " + " | ".join(map(str, row(a, r, reference))) + " |" for a, r in arms.items()]
+    return "\n".join(lines)
+
+
+def plot(task, arms, path):
+    """Accuracy over rounds of every arm that grows; those that do not as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    colours = iter(plt.get_cmap("tab20").colors)
+    for arm, runs in arms.items():
+        colour = next(colours)
+        if ARMS[arm] is None:
+            value = mean(map(final, runs.values()))
+            axes.axhline(100 * value, color=colour, linestyle="--", linewidth=1, label=arm)
+            continue
+        curves = [[r["after"]["test"] for r in run["rounds"]] for run in runs.values()]
+        ys = [100 * mean(points) for points in zip(*curves, strict=True)]
+        axes.plot(range(1, len(ys) + 1), ys, marker="o", markersize=3, color=colour, label=arm)
+    axes.set(xlabel="round", ylabel="test accuracy (%)", title=task)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=7, ncols=2, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    options = parser.parse_args()
+    found = read(options.runs)
+    sections = []
+    for task in TASKS:
+        arms = by_arm(found, task)
+        if arms:
+            picture = f"images/growth-{task}.png"
+            plot(task, arms, options.page.parent / picture)
+            sections.append(section(task, arms, picture))
+    text = PAGE.format(reference=REFERENCE, tasks="\n\n".join(sections))
+    options.page.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

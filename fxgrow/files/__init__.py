@@ -1,0 +1,1 @@
+"""Files: what is written, how it is read back, and what is refused (see docs/safety.md)."""
