@@ -289,10 +289,13 @@ def analyse(traced: Traced) -> Analysis:
     """
     try:
         return _analyse(traced)
-    except DataError:
+    except DataError as error:
         if len(traced.distinct) == 1:
             raise
-    return _analyse(replace(traced, inputs=traced.inputs.doubled()))
+        try:
+            return _analyse(replace(traced, inputs=traced.inputs.doubled()))
+        except DataError:
+            raise error from None  # what is wrong with the inputs as they were given
 
 
 def _analyse(traced: Traced) -> Analysis:

@@ -8,7 +8,7 @@ from torch import nn
 
 import fxgrow
 from fxgrow import inspection as inspections
-from fxgrow.errors import InputError, NothingToGrow
+from fxgrow.errors import DataError, InputError, NothingToGrow
 from fxgrow.trace import trace
 
 transformers = pytest.importorskip("transformers", reason="its models are what is tested")
@@ -230,3 +230,24 @@ def test_statistics_survive_growth_of_the_own_class(name, monkeypatch):
     assert all(
         int(b.sum()) == 0 for k, b in growth.module.named_buffers() if k.endswith("_tracked")
     )
+
+
+class NeedsTargets(nn.Module):
+    """Trains on lists of images with targets only, as detection does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 3)
+
+    def forward(self, images, targets=None):
+        if self.training and targets is None:
+            raise ValueError("in training, targets are needed")
+        maps = [self.b(self.a(image[None]).relu()) for image in images if float(image.sum()) < 1e9]
+        return maps if targets is None else sum(m.mean() for m in maps)
+
+
+def test_what_is_wrong_is_said_of_the_inputs_as_given():
+    images = [torch.zeros(3, 8, 8)]
+    with pytest.raises(DataError, match="targets are needed"):
+        fxgrow.inspect(NeedsTargets(), (images,))
+    assert [g.name for g in fxgrow.inspect(NeedsTargets(), (images, {})).groups] == ["a"]
