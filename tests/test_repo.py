@@ -76,7 +76,7 @@ def test_functions_document_their_parameters(name):
 
 def test_every_package_is_installed():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r"^packages = \[(.*)\]", text, re.MULTILINE)[1]
+    listed = re.search(r"^packages = \[([^\]]*)\]", text, re.MULTILINE)[1]
     for init in (ROOT / "fxgrow").rglob("__init__.py"):
         package = ".".join(init.parent.relative_to(ROOT).parts)
         assert f'"{package}"' in listed
