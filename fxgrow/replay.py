@@ -79,7 +79,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise FileError(f"{source}: a plan is a .safetensors file of ours, or a .json file")
     content = _json(source)
     schema = content.get("schema", "")
-    if schema not in _READERS:
+    if not isinstance(schema, str) or schema not in _READERS:
         known = ", ".join(repr(name) for name in _READERS if name)
         raise FileError(
             f"{source}: is of schema {schema!r}, this fxgrow reads {known} or a plain "
