@@ -5,6 +5,7 @@ them. Nothing is installed beforehand. Writes docs/newcomer.md.
 """
 
 import argparse
+import os
 import platform
 import re
 import subprocess
@@ -26,6 +27,7 @@ class Step:
     page: str
     what: str
     seconds: float
+    cpu: float
     failed: bool
     output: str
 
@@ -77,6 +79,7 @@ class Shell:
     """A bash that keeps its folder and its environment from one line to the next."""
 
     def __init__(self, folder):
+        self.cpu = 0.0
         self.process = subprocess.Popen(
             ["bash", "--norc"],
             cwd=folder,
@@ -89,7 +92,7 @@ class Shell:
     def type(self, page, line):
         """Type one line and wait for it."""
         begin = time.perf_counter()
-        self.process.stdin.write(f'{line}\necho "<<end $?>>"\n')
+        self.process.stdin.write(f'{line}\necho "<<end $?>>"; times\n')
         self.process.stdin.flush()
         output = []
         for text in self.process.stdout:
@@ -98,8 +101,12 @@ class Shell:
                 break
             output.append(text)
         seconds = time.perf_counter() - begin
-        step = Step(page, line, seconds, end[2] != "0", "".join(output))
-        print(f"{seconds:7.1f} s  {'FAILED ' if step.failed else ''}{line}", flush=True)
+        self.process.stdout.readline()  # what the shell itself took
+        parts = re.findall(r"(\d+)m([\d.]+)s", self.process.stdout.readline())
+        before, self.cpu = self.cpu, sum(60 * int(m) + float(s) for m, s in parts)
+        step = Step(page, line, seconds, self.cpu - before, end[2] != "0", "".join(output))
+        failed = "FAILED " if step.failed else ""
+        print(f"{seconds:7.1f} s {step.cpu:7.1f} s  {failed}{line}", flush=True)
         if page:
             print(step.output[-1500:], flush=True)
         return step
@@ -118,20 +125,23 @@ def page(steps):
         "# A newcomer's walk",
         "",
         f"Written by `benchmarks/newcomer.py` (Python {platform.python_version()}, "
-        f"{platform.machine()}, a busy machine with two cores); do not edit. A fresh clone for "
-        "each, nothing installed; every line was typed as the [tutorial](tutorial.md) and the "
-        "README have it, files included.",
+        f"{platform.machine()}); do not edit. A fresh clone for each, nothing installed; every "
+        "line was typed as the [tutorial](tutorial.md) and the README have it, files included. The "
+        f"machine has {os.cpu_count()} cores, which others were using (load average "
+        f"{os.getloadavg()[2]:.0f}): a machine of your own takes about the processor's time.",
         "",
-        "| typed | seconds | |",
-        "|---|--:|---|",
+        "| typed | seconds | of the processor | |",
+        "|---|--:|--:|---|",
     ]
     for name in dict.fromkeys(step.page for step in steps):
         own = [step for step in steps if step.page == name]
         lines += [
-            f"| `{step.what}` | {step.seconds:.1f} | {'FAILED' if step.failed else ''} |"
+            f"| `{step.what}` | {step.seconds:.1f} | {step.cpu:.1f} | "
+            f"{'FAILED' if step.failed else ''} |"
             for step in own
         ]
-        lines.append(f"| **{name}, all** | **{sum(s.seconds for s in own):.0f}** | |")
+        total, cpu = sum(s.seconds for s in own), sum(s.cpu for s in own)
+        lines.append(f"| **{name}, all** | **{total:.0f}** | **{cpu:.0f}** | |")
     return "\n".join(lines) + "\n"
 
 

@@ -228,9 +228,9 @@ def _checked(
         When what was exported does not run.
     """
     with torch.no_grad():
-        before = list(tensors_in(_outputs(model(*inputs.args, **inputs.kwargs))))
+        before = _leaves(model(*inputs.args, **inputs.kwargs))
         try:
-            after = list(tensors_in(_outputs(again(*inputs.args, **inputs.kwargs))))
+            after = _leaves(again(*inputs.args, **inputs.kwargs))
         except FAILURES as error:
             shapes, why = shapes_of(inputs), first_line(error)
             raise UnsupportedError(
@@ -254,9 +254,11 @@ def _relative(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     return worst
 
 
-def _outputs(value: Any) -> Any:
-    """Turn outputs with named fields (transformers) into plain ones."""
-    return dict(value) if isinstance(value, Mapping) else value
+def _leaves(outputs: Any) -> list[torch.Tensor]:
+    """Tensors and numbers of nested outputs, in order."""
+    plain_outputs = dict(outputs) if isinstance(outputs, Mapping) else outputs
+    kept = (v for v in tree.tree_leaves(plain_outputs) if isinstance(v, (torch.Tensor, int, float)))
+    return [value if isinstance(value, torch.Tensor) else torch.tensor(value) for value in kept]
 
 
 def _batches(inputs: Inputs, dynamic: bool) -> Iterator[Inputs]:

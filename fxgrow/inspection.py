@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -87,10 +88,7 @@ class Inspection(Shown):
             if group.name == name and group.reason is not None:
                 why = f"{group.reason.message} {group.reason.source}".rstrip()
                 raise InputError(f"group {name!r} can't grow: {why}")
-        import difflib
-
-        near = difflib.get_close_matches(name, [g.name for g in self.groups], n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = _meant(name, [g.name for g in self.groups])
         raise InputError(
             f"no group is called {quoted(name, 200)}{hint} (fxgrow.inspect(...).groups lists all)"
         )
@@ -222,8 +220,10 @@ def _select(
 
     for pattern in (*include, *exclude):
         if not any(_matches(g, pattern) for g in (*groups, *frozen)):
+            names = {name for g in (*groups, *frozen) for name in (g.name, *g.layers)}
             raise InputError(
-                f"the pattern {pattern!r} matches no group; fxgrow inspect lists their names"
+                f"the pattern {pattern!r} matches no group{_meant(pattern, names)}; "
+                "fxgrow inspect lists their names"
             )
     kept, left = [], []
     for group in groups:
@@ -233,6 +233,12 @@ def _select(
         else:
             left.append(replace(group, reason=Reason("excluded", MESSAGES["excluded"])))
     return tuple(kept), (*frozen, *left)
+
+
+def _meant(name: str, offers: Iterable[str]) -> str:
+    """Write which of the offers a mistyped name may stand for."""
+    near = difflib.get_close_matches(name, sorted(offers), n=3, cutoff=0.4)
+    return f"; did you mean {', '.join(near)}?" if near else ""
 
 
 def _matches(group: Group, pattern: str) -> bool:

@@ -11,6 +11,7 @@ import importlib
 import re
 import sys
 import textwrap
+import weakref
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from .errors import UnsupportedError
+from .module import copy_graph
 from .templates import DISPATCH, HELPERS, INIT, MODEL
 from .trace import trace
 from .tracer import guard
@@ -121,7 +123,10 @@ def _forwards(graphs: Mapping[str, fx.Graph], writer: _Writer) -> str:
 
 
 def _forward(graph: fx.Graph, name: str, writer: _Writer) -> str:
-    code = graph.python_code("self")
+    own = copy_graph(graph)  # fx writes the names of untyped annotations wrongly
+    for node in own.nodes:
+        node.type = None
+    code = own.python_code("self")
     _, start, body = code.src.partition("def forward(")  # what comes before wraps functions
     text = (start + body).strip().replace(start, f"def {name}(", 1)
     text = re.sub(r";\s+(?:\w+ = )+None(?=\s*(?:$|#))", "", text, flags=re.MULTILINE)
@@ -365,7 +370,14 @@ _TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "
 def _plain(module: nn.Module) -> dict[str, Any]:
     """Attributes that are neither torch's own bookkeeping nor tensors."""
     blank = nn.Module().__dict__
-    return {k: v for k, v in module.__dict__.items() if k not in blank and k not in _TREE}
+    own = ((k, v) for k, v in module.__dict__.items() if k not in blank and k not in _TREE)
+    return {key: value for key, value in own if not _lists_weights(value)}
+
+
+def _lists_weights(value: Any) -> bool:
+    """Whether a layer keeps its parameters in a list, too (recurrent ones do)."""
+    held = isinstance(value, list) and value
+    return bool(held) and all(isinstance(v, (torch.Tensor, weakref.ref, type(None))) for v in value)
 
 
 def _alike(one: nn.Module, two: nn.Module) -> bool:

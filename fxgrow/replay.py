@@ -84,7 +84,7 @@ def read_recipe(path: str | Path) -> Recipe:
     schema = content.get("schema", "")
     if str(schema).startswith("fxgrow.file/"):
         return _of_description(source)
-    if schema not in _READERS:
+    if not isinstance(schema, str) or schema not in _READERS:
         known = ", ".join(repr(name) for name in _READERS if name)
         raise FileError(
             f"{source}: is of schema {schema!r}, this fxgrow reads {known} or a plain "

@@ -122,7 +122,7 @@ class Tracer(fx.Tracer):
                 part.training = bool(int(part.training))
             return forward(*args, **kwargs)
         scope, stack = copy.copy(self.scope), self.module_stack.copy()
-        last = next(reversed(self.graph.nodes), None)
+        last = next(iter(reversed(self.graph.nodes)), None)
         try:
             body = MODULE_DECOMPOSITIONS.get(type(m))
             if body is not None:
@@ -170,7 +170,7 @@ class Tracer(fx.Tracer):
             if body is None and opaque and _gives_parameter((args, kwargs)):
                 body = target
             if body is not None:
-                last = next(reversed(self.graph.nodes), None)
+                last = next(iter(reversed(self.graph.nodes)), None)
                 try:
                     return body(*args, **kwargs)
                 except _REFUSALS:

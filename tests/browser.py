@@ -45,6 +45,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", **target)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Performance.enable", timeDomain="threadTicks")
         self.resize(width, height)
         self.prefer(dark)
 
@@ -105,6 +106,11 @@ class Browser:
             self._receive()
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return time.perf_counter() - begin
+
+    def busy(self):
+        """Seconds that the page's thread has computed since it opened; no other program counts."""
+        metrics = self.call("Performance.getMetrics")["metrics"]
+        return next(m["value"] for m in metrics if m["name"] == "TaskDuration")
 
     def run(self, expression):
         """Return the value of a JavaScript expression."""

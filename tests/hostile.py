@@ -107,7 +107,7 @@ RAW = {
     "hashed laughs": b"\x80\x02}K\x01\x85q\x00"
     + b"".join(b"h%ch%c\x86q%c" % (i - 1, i - 1, i) for i in range(1, 80))
     + b"K\x01s.",
-    "deep key": b"\x80\x02}K\x01" + b"\x85" * 300_000 + b"K\x01s.",
+    "deep key": b"\x80\x02}K\x01" + b"\x85" * 30_000 + b"K\x01s.",
     "set of laughs": b"\x80\x02c__builtin__\nset\n]K\x01\x85q\x00"
     + b"".join(b"h%ch%c\x86q%c" % (i - 1, i - 1, i) for i in range(1, 80))
     + b"a\x85R.",

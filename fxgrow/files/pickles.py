@@ -12,6 +12,7 @@ import warnings
 import zipfile
 import zlib
 from collections import OrderedDict
+from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from .atomic import atomic_write
 from .scan import Scan, Storage, globals_of, scan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
 __all__ = ["open_pickle", "pickle_module", "torch_save"]
 
@@ -179,15 +180,14 @@ def _scan_all(path: Path) -> bool:
     """Scan all pickles of a file, and hold storages that they claim against the file."""
     if not _is_zip(path):
         size = path.stat().st_size
-        found = [
-            scan(file, size, keys=number == _OLD_PICKLES)
-            for number, file in enumerate(_pickles(path), 1)
-        ]
+        with closing(_pickles(path)) as pickles:
+            found = [scan(file, size, keys=n == _OLD_PICKLES) for n, file in enumerate(pickles, 1)]
         largest = {s.key: _bytes(s) for each in found for s in each.storages}
         _check_claims(sum(largest.values()), size, min(largest.values(), default=0))
         return all(each.harmless for each in found)
     entries = check_archive(path)
-    found = [scan(file, path.stat().st_size) for file in _pickles(path)]
+    with closing(_pickles(path)) as pickles:
+        found = [scan(file, path.stat().st_size) for file in pickles]
     for storage in _storages(found):
         name = _record(entries, storage.key)
         _check_claims(_bytes(storage), entries.get(name, 0), _bytes(storage))
@@ -218,7 +218,7 @@ def _is_zip(path: Path) -> bool:
         return file.read(len(_LOCAL)) == _LOCAL
 
 
-def _pickles(path: Path) -> Iterator[IO[bytes]]:
+def _pickles(path: Path) -> Generator[IO[bytes], None, None]:
     """Yield files that stand at the begin of a pickle each."""
     if not _is_zip(path):
         with path.open("rb") as file:
@@ -243,8 +243,9 @@ def _names(path: Path) -> str:
     """
     names: set[str] = set()
     try:
-        for file in _pickles(path):
-            names |= globals_of(file)
+        with closing(_pickles(path)) as pickles:
+            for file in pickles:
+                names |= globals_of(file)
     except (pickle.UnpicklingError, *_UNREADABLE) as error:
         if not names:
             raise _damaged(path, error) from error

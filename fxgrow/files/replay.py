@@ -29,7 +29,7 @@ __all__ = [
     "widen_again",
 ]
 
-_MOST_INPUT = 2**28
+_MOST_INPUT = 2**26
 """Elements of the example inputs that a file may ask for."""
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Scan", "Storage", "globals_of", "scan"]
 
 _DEEPEST = 100  # levels of what is called with, or hashed
-_MOST_IN_CALL, _MOST_IN_CALLS = 10**6, 10**7  # parts of it, repetitions counted
+_MOST_IN_CALL, _MOST_IN_CALLS = 300_000, 10**7  # parts of it, repetitions counted
 _NEVER = frozenset(  # for devices whose tensors hold no storage, and they copy
     {
         "torch._utils._rebuild_device_tensor_from_cpu_tensor",

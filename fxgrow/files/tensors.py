@@ -101,7 +101,12 @@ def logical(entry: Entry, name: str, as_bytes: Mapping[str, Mapping[str, Any]]) 
 
 def restored(tensor: torch.Tensor, entry: Entry) -> torch.Tensor:
     """Give a tensor read from a file the type and shape that it has in the module."""
-    return tensor if tensor.dtype is entry.dtype else tensor.view(entry.dtype).reshape(entry.shape)
+    wide = entry.dtype.itemsize
+    if tensor.dtype is entry.dtype and tensor.data_ptr() % wide == 0:
+        return tensor
+    # a copy, for bytes lie anywhere in a file and wider types must not
+    whole = tensor.reshape(-1).view(torch.uint8).clone()
+    return whole.view(entry.dtype).reshape(entry.shape)
 
 
 def _add(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "Shown", "write"]
 
 
-class Shown:
+class Shown(ABC):
     """What has a report: pages, Markdown, JSON, and a table in notebooks."""
 
+    @abstractmethod
     def _view(self, **given: Any) -> View:
-        raise NotImplementedError
+        """Return what is shown."""
 
+    @abstractmethod
     def _data(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        """Return what is written as JSON."""
 
     def to_html(self, path: str | Path, **given: Any) -> None:
         """Write one self-contained page: a table of groups and a picture of the network.
