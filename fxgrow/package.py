@@ -11,7 +11,6 @@ import importlib
 import re
 import sys
 import textwrap
-import weakref
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from .errors import UnsupportedError
+from .likeness import alike, plain_attributes
 from .module import copy_graph
 from .templates import DISPATCH, HELPERS, INIT, MODEL
 from .trace import trace
@@ -292,7 +292,7 @@ class _Writer:
             if again is not None:
                 cast = _cast(module)
                 again = again.to(cast) if cast is not None else again
-                if _alike(again, module):
+                if alike(again, module):
                     return text if cast is None else f"{text}.to({cast})"
         return self._restored(module, path)
 
@@ -304,7 +304,7 @@ class _Writer:
             raise UnsupportedError(f"the class of {path!r} ({name}) can't be imported; use .pt2")
         alias = f"{place}_{name}".replace(".", "_")
         self.imports.add(f"from {place} import {name} as {alias}")
-        plain = _plain(module)
+        plain = plain_attributes(module)
         attributes = ", ".join(
             f"{key!r}: {self.literal(value, f'{path}.{key}')}" for key, value in plain.items()
         )
@@ -362,40 +362,6 @@ def _cast(module: nn.Module) -> torch.dtype | None:
     floats = {t.dtype for t in module.parameters() if t.is_floating_point()}
     other = floats - {torch.float32}
     return other.pop() if len(floats) == 1 and other else None
-
-
-_TREE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
-
-
-def _plain(module: nn.Module) -> dict[str, Any]:
-    """Attributes that are neither torch's own bookkeeping nor tensors."""
-    blank = nn.Module().__dict__
-    own = ((k, v) for k, v in module.__dict__.items() if k not in blank and k not in _TREE)
-    return {key: value for key, value in own if not _lists_weights(value)}
-
-
-def _lists_weights(value: Any) -> bool:
-    """Whether a layer keeps its parameters in a list, too (recurrent ones do)."""
-    held = isinstance(value, list) and value
-    return bool(held) and all(isinstance(v, (torch.Tensor, weakref.ref, type(None))) for v in value)
-
-
-def _alike(one: nn.Module, two: nn.Module) -> bool:
-    """Whether two layers are the same but for the values of their tensors."""
-    if len(list(one.modules())) != len(list(two.modules())):
-        return False
-    for a, b in zip(one.modules(), two.modules(), strict=True):
-        same = type(a) is type(b) and _plain(a) == _plain(b)
-        if not same or _described(a) != _described(b):
-            return False
-    return True
-
-
-def _described(module: nn.Module) -> list[Any]:
-    named = [*module._parameters.items(), *module._buffers.items()]
-    return [(k, None if t is None else (t.shape, t.dtype)) for k, t in named] + [
-        module._non_persistent_buffers_set
-    ]
 
 
 def _blank(tensor: torch.Tensor) -> str:

@@ -282,7 +282,9 @@ def test_completion(folder, words, offers):
 # ---------------------------------------------------------------------- docs
 
 
-def test_the_manual_s_commands_run(folder, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_manual_s_commands_run(folder):
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
     Path("net.py").write_text(next(code for kind, code in blocks if kind == "python"))

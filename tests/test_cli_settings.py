@@ -251,7 +251,7 @@ ERRORS = {
     "other widths": (["apply", "other.json", SMALL], "has 5 units there and 4 here"),
     "two built ones": (["verify", SMALL, SMALL, "--arch", SMALL], "both models are built"),
     "two files": (["verify", "a.pt", "a.pt"], "name what builds the model"),
-    "other inputs": (["verify", SMALL, "parts.py:linear"], "second model does not run"),
+    "other inputs": (["verify", SMALL, "parts.py:with_inputs"], "second model does not run"),
     "suffix": (["export", SMALL, "-o", "a.tflite"], "no format ends in"),
     "package name": (["export", SMALL, "-o", "3d"], "letters, digits"),
     "export taken": (["export", SMALL, "-o", "taken.pt2"], "exists already"),
