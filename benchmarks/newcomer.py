@@ -129,7 +129,8 @@ def page(steps):
         f"{platform.machine()}); do not edit. A fresh clone for each, nothing installed; every "
         "line was typed as the [tutorial](tutorial.md) and the README have it, files included. The "
         f"machine has {os.cpu_count()} cores, which others were using (load average "
-        f"{os.getloadavg()[2]:.0f}): a machine of your own takes the processor's time, and what downloads take.",
+        f"{os.getloadavg()[2]:.0f}): a machine of your own takes the processor's time, and what "
+        "downloads take.",
         "",
         "| typed | seconds | of the processor | |",
         "|---|--:|--:|---|",
