@@ -42,7 +42,8 @@ def main():
             clone = Path(name) / str(number) / "fxgrow"
             subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
             steps += walk(clone)
-    (options.out / "newcomer.md").write_text(page(steps), encoding="utf-8")
+        # before the clones are removed, which takes a while
+        (options.out / "newcomer.md").write_text(page(steps), encoding="utf-8")
     raise SystemExit(any(step.failed for step in steps))
 
 
@@ -128,7 +129,8 @@ def page(steps):
         f"{platform.machine()}); do not edit. A fresh clone for each, nothing installed; every "
         "line was typed as the [tutorial](tutorial.md) and the README have it, files included. The "
         f"machine has {os.cpu_count()} cores, which others were using (load average "
-        f"{os.getloadavg()[2]:.0f}): a machine of your own takes about the processor's time.",
+        f"{os.getloadavg()[2]:.0f}): a machine of your own takes the processor's time, and what "
+        "downloads take.",
         "",
         "| typed | seconds | of the processor | |",
         "|---|--:|--:|---|",
