@@ -8,9 +8,6 @@ of ours) or **lost**: any other exception, code run (seen by an audit hook), mor
 ``SECONDS``, or a process that dies or takes more than ``MEBIBYTES``. Runs are
 deterministic: execution ``i`` of a target depends on ``--seed`` and ``i`` alone, so
 ``--only TARGET:i`` repeats it.
-
-``--engine atheris`` (``pip install atheris``) lets coverage lead the changes instead; it is
-bound to one target a process, and not deterministic across releases.
 """
 
 from __future__ import annotations
@@ -488,24 +485,6 @@ def once(which, seed):
         TARGETS[target][1](made, Path(at) / name)
 
 
-def led_by_coverage(target, runs, seed):
-    """Let atheris choose the bytes that the changes are drawn from."""
-    import atheris
-
-    atheris.instrument_all()
-    at = tempfile.mkdtemp(dir="/dev/shm")
-    made, tally = corpus(Path(at)), Tally()
-
-    def one(data):
-        rng = random.Random(data)
-        execute(target, lambda _: TARGETS[target][0](made, rng), made, tally.executions, tally)
-        if tally.lost:
-            raise AssertionError(tally.losses)
-
-    atheris.Setup([sys.argv[0], f"-runs={runs}", f"-seed={seed + 1}"], one)
-    atheris.Fuzz()
-
-
 def summary(tallies, seed, seconds):
     rows = {}
     for name, tally in tallies.items():
@@ -536,7 +515,6 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--only", metavar="TARGET:NUMBER", help="repeat one execution")
-    parser.add_argument("--engine", choices=("own", "atheris"), default="own")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -544,8 +522,6 @@ def main():
         once(arguments.only, arguments.seed)
         return
     sys.addaudithook(watch)
-    if arguments.engine == "atheris":
-        led_by_coverage(arguments.targets[0], arguments.runs, arguments.seed)
 
     def progress(name, done, count, tally):
         sys.stderr.write(f"{name}: {done} of {count}, lost {tally.lost}, {tally.losses[:3]}\n")

@@ -263,7 +263,7 @@ def check_output(path: Path, suffixes: set[str], *, force: bool, source: str | N
     if path.is_dir() or not os.access(folder, os.W_OK):
         msg = f"{path}: can't be written; choose another place with -o"
         raise FileError(msg)
-    if force or not path.exists():
+    if force or not os.path.lexists(path):  # a link to nothing is in the way too
         return
     if source is not None and Path(source).exists() and path.samefile(source):
         msg = f"{path}: is the input itself; choose another with -o, or --force to replace it"

@@ -184,7 +184,7 @@ def test_files_are_checked(tmp_path):
     path = tmp_path / "run.pt"
     assert grower.resume(path) is grower.model  # nothing there: a new run
     path.write_bytes(b"PK no checkpoint")
-    with pytest.raises(FileError, match="no checkpoint could be read"):
+    with pytest.raises(FileError, match="damaged, or no PyTorch file"):
         grower.resume(path)
     with pytest.raises(FileError, match="could not be written"):
         grower.save(tmp_path / "nowhere" / "run.pt")

@@ -359,3 +359,17 @@ def test_data_headers_are_looked_at_first(folder, name):
         result = CliRunner().invoke(app, ["expand", *arguments])
     assert result.exit_code == 1 and "error: " in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("target", ["precious", "nowhere", "../outside"])
+def test_a_link_at_the_output_needs_force_and_its_target_is_left_alone(folder, target):
+    (folder / "precious").write_text("precious")
+    (folder / "out.safetensors").symlink_to(target)
+    arguments = ["expand", "parts.py:Small", "--budget", "4", "-o", "out.safetensors"]
+    arguments += ["--distributor", "uniform"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "exists already" in result.stderr
+    assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
+    assert not (folder / "out.safetensors").is_symlink()
+    assert (folder / "precious").read_text() == "precious"
+    assert not os.path.lexists(folder / "nowhere") and not os.path.lexists(folder / "../outside")
