@@ -39,7 +39,7 @@ def grow(model: torch.nn.Module, data: Iterable[tuple[torch.Tensor, torch.Tensor
     units: int = sum(plan.additions.values()) + again.module.training + same.plan.spent
     print(units)
 """
-WRONG = USER.replace("budget=4, unit", "budget='much', unit").replace("fill=", "fil=")
+WRONG = USER.replace("budget=4, unit", "budget=[4], unit").replace("fill=", "fil=")
 
 
 def run(*command, **options):

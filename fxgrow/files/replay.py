@@ -84,7 +84,7 @@ def widen_again(
 
     if step.get("transfer"):  # its base is the wide model
         return transferred_again(module, inputs, step, options["emit"])
-    inspection = inspect(module, inputs, rules=options["rules"])
+    inspection = inspect(module, inputs, rules=options.get("rules", ()))
     plan = as_plan(step["plan"]["additions"], inspection)
     if most is not None:
         added = inspection.costs.params(inspection.groups, plan.additions)
