@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from fxgrow import io
 from fxgrow.errors import FileError
-from fxgrow.files import atomic
+from fxgrow.files import atomic, stored
 
 sys.path.append(str(ROOT / "benchmarks"))  # at the end: tests have a zoo of their own
 
@@ -192,3 +192,17 @@ def test_reports_are_current():
     kills = [counts["SIGKILL"] for counts in found["writers"].values()]
     assert found["bad"] == 0 and sum(c["old"] + c["new"] for c in kills) >= 200
     assert set(found["writers"]) == set(faults.WRITERS)
+
+
+def test_a_file_replaced_while_it_is_opened_is_opened_again(growths, tmp_path, monkeypatch):
+    path = tmp_path / "growth.safetensors"
+    growths[1].save(path)
+    opened = stored.safe_open
+
+    def replaced_meanwhile(*arguments, **options):
+        monkeypatch.setattr(stored, "safe_open", opened)
+        growths[2].save(path)
+        raise RuntimeError("the file is shorter than its header says")
+
+    monkeypatch.setattr(stored, "safe_open", replaced_meanwhile)
+    assert faults.state_of(path) == 2

@@ -125,6 +125,8 @@ def _opened(path: Path) -> tuple[Header, Any]:
         try:
             file: Any = safe_open(str(path), framework="pt", device="cpu")
         except (OSError, RuntimeError, SafetensorError) as error:
+            if _identity(path) != before:  # it opens twice: once the old one, once the new one
+                continue
             msg = f"{path}: damaged, or no .safetensors file ({error}); get it again"
             raise FileError(msg) from error
         if read_header(path) == header and _identity(path) == before:
