@@ -124,6 +124,9 @@ def page(results, missing, too_large, options):
     wrong = [r for r in done if r["wrong"]]
     notes = [f"- {r['name']}: {problem}" for r in wrong for problem in r["wrong"]]
     notes += [f"- {r['name']}: {r['failed']}" for r in results if "failed" in r]
+    sampled = [r["name"] for r in done if r["singles_checked"] < r["groups"]]
+    if sampled and options.singles is None:
+        notes.append(f"- Only a sample of groups alone (`--singles`): {', '.join(sampled)}.")
     if too_large:
         limit = f"{options.max_params:g} million parameters"
         notes.append(f"- Not run, more than {limit}: {', '.join(too_large)}.")

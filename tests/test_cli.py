@@ -292,7 +292,13 @@ def test_ctrl_c(folder):
     program = [sys.executable, "-m", "fxgrow", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # shells have programs in the background ignore Ctrl-C, and those that they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout.readline() == "READY\n"
         process.send_signal(signal.SIGINT)
