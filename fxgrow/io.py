@@ -62,6 +62,9 @@ __all__ = [
 ]
 
 
+_VERSION = version("fxgrow")  # read once: later the process may lack the right to
+
+
 def save(
     growth: Growth,
     path: str | Path,
@@ -265,7 +268,7 @@ def _meta(growth: Growth, history: Sequence[Mapping[str, Any]], found: Collected
     check = growth.verification
     return {
         "schema": SCHEMA,
-        "fxgrow": version("fxgrow"),
+        "fxgrow": _VERSION,
         "torch": str(torch.__version__),
         "emit": "graph" if isinstance(growth.module, torch.fx.GraphModule) else "module",
         "steps": [*history, growth_step(growth)],
