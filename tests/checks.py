@@ -142,14 +142,15 @@ def backward(module, example, seed=0):
     loss.backward()
 
 
-def untrained(module, groups, example, lr=1e-2, late=()):
+def untrained(module, groups, example, lr=1e-2, late=(), *, inplace=False):
     """Slots whose new entries get no gradient, or don't move (empty: all train).
 
     Fresh consumers must have a gradient at once (those called ``late`` after a step), and
     producers after one step. What reads a normalised stream has to wait a step, but is no
     zero, and what writes new entries of means or zeros has a gradient at once.
     """
-    module = copy.deepcopy(module)
+    if not inplace:  # else ``module`` itself is trained: the largest fit in memory only once
+        module = copy.deepcopy(module)
     problems = []
     backward(module, example)
     consumers = list(

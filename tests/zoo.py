@@ -121,12 +121,13 @@ def _together(outcome, model, inspection, example, before, *, train):
         return
     outcome.trained = True
     # A small step: without norms, a large one turns whole layers off.
-    problems = untrained(grown.module, grown.groups, example, lr=1e-4)
+    problems = untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
     if problems:
         # Eight rows are all dead by chance now and then (two samples look alike to a deep
         # network without norms); a mistake shows with other rows, too.
+        del grown  # trained, and in the way: the largest fill the memory
         grown = rewrite(model, inspection, additions, seed=1)
-        again = untrained(grown.module, grown.groups, example, lr=1e-4)
+        again = untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
         problems = [problem for problem in problems if problem in again]
     outcome.wrong += problems
 
