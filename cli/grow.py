@@ -268,6 +268,7 @@ def transfer(
 APPLY_EXAMPLES = use.examples(
     "fxgrow expand model.pt --arch net.py:Net --dry-run --json > plan.json",
     "fxgrow apply plan.json model.pt --arch net.py:Net -o wider.safetensors",
+    "fxgrow apply grown.safetensors other.pt --arch net.py:Net --any-weights -o again.safetensors",
     "fxgrow apply grown.safetensors net.py:Net --weights -o grown.pt",
 )
 
@@ -287,6 +288,12 @@ def apply(
         bool,
         typer.Option("--weights", help="Take the grown file's weights over, too."),
     ] = False,
+    any_weights: Annotated[
+        bool,
+        typer.Option(
+            "--any-weights", help="Take a base of other weights than the plan was made for."
+        ),
+    ] = False,
     input: use.Shape = None,
     arch: Annotated[
         str | None,
@@ -305,7 +312,7 @@ def apply(
     """Replay a plan, or a grown file's growth, on a base model; its function is kept."""
     del config
     with session(as_json, quiet, verbose) as screen:
-        from fxgrow.replay import read_recipe
+        from fxgrow.recipes import read_recipe
 
         from . import work
         from .discover import Source
@@ -319,7 +326,9 @@ def apply(
         found = work.open_model(source, input or (), needed=recipe.inputs is None)
         screen.note(f"{base}: {found.summary}")
         inputs = found.inputs if found.given or recipe.inputs is None else None
-        report = work.apply(recipe, found.found, inputs, weights=weights, path=path)
+        report = work.apply(
+            recipe, found.found, inputs, weights=weights, any_weights=any_weights, path=path
+        )
         _show(screen, {**report, "weights": weights})
 
 

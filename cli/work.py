@@ -12,7 +12,6 @@ import torch
 import fxgrow
 from fxgrow import io, pages, report
 from fxgrow.errors import FileError, InputError
-from fxgrow.replay import replay
 from fxgrow.stages import grow
 
 from .additions import parse, planned
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fxgrow import Inspection
-    from fxgrow.replay import Recipe
+    from fxgrow.recipes import Recipe
 
     from .ranks import Here
     from .zoos import Found
@@ -148,10 +147,18 @@ def check_additions(additions: Sequence[str]) -> None:
         parse(text)
 
 
-def apply(recipe: Recipe, base: Found, inputs: Any, *, weights: bool, path: Path) -> dict[str, Any]:
-    """Replay a plan on a base, and write the result."""
-    growth, history = replay(recipe, base.model, inputs, weights=weights)
-    return {**written(growth, path, (*base.history, *history)), "random_votes": False}
+def apply(
+    recipe: Recipe, base: Found, inputs: Any, *, weights: bool, any_weights: bool, path: Path
+) -> dict[str, Any]:
+    """Replay a plan on a base, or load a grown file onto it, and write the result."""
+    if not weights:
+        growth = fxgrow.apply(recipe, base.model, inputs, any_weights=any_weights, emit="graph")
+    elif recipe.tensors:
+        growth = fxgrow.load(recipe.path, base.model)
+    else:
+        raise InputError(f"{recipe.path}: is a plan and holds no weights to take over")
+    history = (*base.history, *growth.report["steps"][:-1])
+    return {**written(growth, path, history), "random_votes": False}
 
 
 def written(

@@ -18,10 +18,11 @@ from .errors import (
 from .grower import Grower
 from .history import History
 from .inspection import Inspection
-from .io import apply, load, save
+from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
 from .planes import Plane
 from .propagate import Call, Propagation
+from .recipes import apply
 from .rules.own import Declaration, resizable, rule
 from .schedules import Moment, at, every, plateau
 from .wrapping import rewrap, unwrap

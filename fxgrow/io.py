@@ -1,4 +1,4 @@
-"""Saving, loading and applying growths: no pickle, and no code from a file.
+"""Saving and loading growths: no pickle, and no code from a file.
 
 A growth is one ``.safetensors`` file, or an index of many, that holds every tensor of the
 grown module (shared ones once) and, in its metadata, what is needed to build the same
@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from .errors import FileError, FxgrowError, InputError
+from .errors import FileError, InputError
 from .files.atomic import atomic_write
-from .files.digest import differences, other_shapes, transient_buffers
+from .files.digest import transient_buffers
 from .files.pickles import open_pickle, pickle_module
 from .files.replay import (
+    check_base,
     example_inputs,
+    foreign,
     growth_step,
     mismatches,
     plan_of,
-    room,
+    recorded_inputs,
+    replayed,
     verification_of,
     votes_of,
     widen_again,
@@ -35,7 +38,6 @@ from .files.shards import INDEX, bytes_of, write_shards
 from .files.stored import Stored, open_stored
 from .files.tensors import Collected, collect
 from .plain import plain
-from .printable import quoted
 from .report import verification_dict
 from .trace import shadow
 from .wrapping import unwrap
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA",
-    "apply",
     "atomic_write",
     "example_inputs",
     "growth_step",
@@ -98,7 +99,7 @@ def save(
     See Also
     --------
     load : read the file back.
-    apply : repeat the growth on a model, without the file's weights.
+    fxgrow.apply : repeat the growth on a model, without the file's weights.
     """
     target = Path(path)
     sharded = target.name.endswith(INDEX)
@@ -152,7 +153,7 @@ def load(
         msg = f"{stored.path}: a growth is loaded onto the model it grew from; pass it as base="
         raise InputError(msg)
     base = plain(unwrap(base))
-    _check_shapes(stored, base)
+    check_base(stored.path, meta["steps"], base)
     growth = _loaded(stored, base, {"emit": meta["emit"], "rules": tuple(rules)})
     last = meta["steps"][-1]
     return replace(
@@ -169,70 +170,6 @@ def load(
         sources={},  # the last model before growth was built here: nobody trains it
         base=last["base"] or {},
     )
-
-
-def apply(
-    path: str | Path,
-    base: torch.nn.Module,
-    example_inputs: Any = None,
-    *,
-    any_weights: bool = False,
-    emit: str | None = None,
-    verify: bool = True,
-    rules: Iterable[Declaration] = (),
-) -> Growth:
-    """Repeat the growth that a file describes on a model, keeping what the model computes.
-
-    The new units are the ones of the first time, for the seed is in the file; training
-    after growth, and its adjusting phase, are not repeated.
-
-    Parameters
-    ----------
-    path : str or Path
-        What :func:`save` wrote, of any kind; its weights are not read.
-    base : torch.nn.Module
-        The model as before growth. Never changed.
-    example_inputs : tensor, tuple or dict, optional
-        Random ones of the recorded shapes by default.
-    any_weights : bool
-        Take a base of other weights than the plan was made for; shapes must be the same.
-    emit : {"graph", "module"}, optional
-        As in the file by default.
-    verify : bool
-        Compare outputs before and after.
-    rules : sequence of Declaration
-        For custom operations and opaque modules, see :func:`fxgrow.inspect`.
-
-    Returns
-    -------
-    Growth
-        Of the last step, where the file holds several growths on top of each other.
-
-    Raises
-    ------
-    FileError
-        If the file is missing or damaged, holds a transfer, or was made for another base
-        (saying what differs).
-    """
-    stored = open_stored(path)
-    steps = stored.meta["steps"]
-    if any(step["transfer"] for step in steps):
-        msg = f"{stored.path}: holds a transfer, which has no plan to repeat; use fxgrow.load"
-        raise FileError(msg)
-    base = plain(unwrap(base))
-    _check_shapes(stored, base)
-    if not any_weights and (other := differences(steps[0]["base"] or {}, base)):
-        msg = (
-            f"{stored.path}: was made for a model of other weights: {quoted(other[0])} and "
-            f"{len(other) - 1} more differ; pass any_weights=True to apply it all the same"
-        )
-        raise FileError(msg)
-    inputs = _inputs(stored, seed=0) if example_inputs is None else example_inputs
-    options = {"emit": emit or stored.meta["emit"], "rules": tuple(rules)}
-    growth = _replay(stored, base, inputs, options, verify=verify)
-    many = len(steps) > 1
-    report = {**growth.report, "steps": steps}
-    return replace(growth, report=report, sources={} if many else growth.sources)
 
 
 def read_meta(path: str | Path) -> dict[str, Any]:
@@ -281,51 +218,20 @@ def _meta(growth: Growth, history: Sequence[Mapping[str, Any]], found: Collected
     }
 
 
-def _check_shapes(stored: Stored, base: torch.nn.Module) -> None:
-    """Refuse a base whose tensors are not those of the model that grew."""
-    known = stored.meta["steps"][0]["base"]
-    if known and (problems := other_shapes(known, base)):
-        raise _foreign(stored, problems)
-
-
-def _foreign(stored: Stored, problems: Sequence[str]) -> FileError:
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return FileError(f"{stored.path}: does not belong to this base model: {problems[0]}{more}")
-
-
-def _inputs(stored: Stored, seed: int | None = None) -> Any:
-    try:
-        return example_inputs(stored.meta["inputs"], seed=seed)
-    except InputError as error:
-        raise FileError(f"{stored.path}: {error}") from error
-
-
-def _replay(
-    stored: Stored, base: torch.nn.Module, inputs: Any, options: Any, *, verify: bool
-) -> Growth:
-    most = min(stored.numel, room()) if stored.entries else room()
-    first, *later = stored.meta["steps"]
-    try:
-        growth = widen_again(base, inputs, first, options, most=most, verify=verify)
-        for step in later:
-            growth = widen_again(growth.module, inputs, step, options, most=most, verify=verify)
-    except FxgrowError as error:
-        raise _foreign(stored, [str(error)]) from error
-    return growth
-
-
 def _loaded(stored: Stored, base: torch.nn.Module, options: Any) -> Growth:
     """Replay the shapes, see that the file fits, and only then read its tensors."""
     resting = {name for name, p in base.named_parameters() if not p.requires_grad}
     if resting:  # the file may hold growth from before they were put to rest
         own = ((id(p), p.detach(), p.is_floating_point()) for p in base.parameters())
         base = shadow(base, {key: torch.nn.Parameter(data, trains) for key, data, trains in own})
-    growth = _replay(stored, base, _inputs(stored), options, verify=False)
+    meta = stored.meta
+    inputs = recorded_inputs(stored.path, meta["inputs"])
+    growth, _ = replayed(stored.path, meta["steps"], base, inputs, options, most=stored.numel)
     module = growth.module
     if problems := list(mismatches(module.state_dict(), stored.state())):
-        raise _foreign(stored, problems)
+        raise foreign(stored.path, problems)
     tensors = stored.tensors()
-    transient = {name: tensors.pop(name) for name in stored.meta["transient"]}
+    transient = {name: tensors.pop(name) for name in meta["transient"]}
     module.load_state_dict(tensors, strict=True)
     for name, buffer in transient_buffers(module):
         value = transient.get(name)

@@ -15,6 +15,7 @@ from fxgrow.rewrite import rewrite
 
 TOLERANCE = 1e-10
 FULL_SIZE = ("vit_", "maxvit")  # these know their resolution
+LARGE = 400e6  # parameters: in float32, gradients of the grown model fit in 16 GB, too
 SIZES = {"inception_v3": 299}  # its auxiliary head allows no less
 
 
@@ -120,16 +121,24 @@ def _together(outcome, model, inspection, example, before, *, train):
     if not train:
         return
     outcome.trained = True
-    # A small step: without norms, a large one turns whole layers off.
-    problems = untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
+    problems = _untrained(grown, example, outcome.params)
     if problems:
         # Eight rows are all dead by chance now and then (two samples look alike to a deep
         # network without norms); a mistake shows with other rows, too.
         del grown  # trained, and in the way: the largest fill the memory
         grown = rewrite(model, inspection, additions, seed=1)
-        again = untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
+        again = _untrained(grown, example, outcome.params)
         problems = [problem for problem in problems if problem in again]
     outcome.wrong += problems
+
+
+def _untrained(grown, example, params):
+    """Train the grown model itself by a step; return what does not move."""
+    if params > LARGE:
+        grown.module.float()
+        example = example.float()
+    # A small step: without norms, a large one turns whole layers off.
+    return untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
 
 
 def _alone(outcome, model, inspection, example, before, singles):

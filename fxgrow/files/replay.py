@@ -8,22 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import BudgetError, InputError
+from ..errors import BudgetError, FileError, FxgrowError, InputError
 from ..ir import Plan, Verification, Votes
 from ..plan import MAX_ADDED
 from ..printable import quoted
+from .digest import other_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from ..ir import Growth
 
 __all__ = [
+    "check_base",
     "example_inputs",
+    "foreign",
     "growth_step",
     "mismatches",
     "plan_of",
-    "room",
+    "recorded_inputs",
+    "replayed",
     "verification_of",
     "votes_of",
     "widen_again",
@@ -54,6 +59,7 @@ def widen_again(
     options: Mapping[str, Any],
     *,
     most: int | None = None,
+    widths: Mapping[str, int] | None = None,
     verify: bool = False,
 ) -> Growth:
     """Repeat a growth described by :func:`growth_step`: its shapes, not its training.
@@ -70,6 +76,8 @@ def widen_again(
         ``emit`` and ``rules`` of :func:`fxgrow.widen`.
     most : int, optional
         Parameter elements that the result may have; known where its weights are at hand.
+    widths : dict of str to int, optional
+        Units that groups had when the description was made.
     verify : bool
         Compare outputs before and after.
 
@@ -85,6 +93,11 @@ def widen_again(
     if step.get("transfer"):  # its base is the wide model
         return transferred_again(module, inputs, step, options["emit"])
     inspection = inspect(module, inputs, rules=options.get("rules", ()))
+    for group in inspection.groups:
+        if (known := (widths or {}).get(group.name, group.width)) != group.width:
+            raise InputError(
+                f"group {quoted(group.name)} has {known} units there and {group.width} here"
+            )
     plan = as_plan(step["plan"]["additions"], inspection)
     if most is not None:
         added = inspection.costs.params(inspection.groups, plan.additions)
@@ -94,6 +107,89 @@ def widen_again(
                 f"{most}"
             )
     return grow(module, inspection, plan, seed=step["seed"], emit=options["emit"], verify=verify)
+
+
+def replayed(
+    path: Path,
+    steps: Sequence[Mapping[str, Any]],
+    base: torch.nn.Module,
+    inputs: Any,
+    options: Mapping[str, Any],
+    *,
+    most: int | None = None,
+    widths: Mapping[str, int] | None = None,
+    verify: bool = False,
+) -> tuple[Growth, list[Mapping[str, Any]]]:
+    """Repeat all growths that a file describes, and describe them anew.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    steps : sequence of dict
+        The descriptions, oldest first.
+    base, inputs, options, most, widths, verify
+        See :func:`widen_again`.
+
+    Returns
+    -------
+    growth : Growth
+        The last one.
+    steps : list of dict
+        What was done; the base's checksums are those of ``base``.
+
+    Raises
+    ------
+    FileError
+        When a description does not fit.
+    """
+    limit = min(most or room(), room())
+    done: list[Mapping[str, Any]] = []
+    module, growth = base, None
+    for step in steps:
+        try:
+            growth = widen_again(
+                module, inputs, step, options, most=limit, widths=widths, verify=verify
+            )
+        except FxgrowError as error:
+            raise foreign(path, [str(error)]) from error
+        module, widths = growth.module, None
+        done.append({**growth_step(growth), "votes": step["votes"]})
+    assert growth is not None  # a file describes a growth at least
+    return growth, done
+
+
+def check_base(path: Path, steps: Sequence[Mapping[str, Any]], base: torch.nn.Module) -> None:
+    """Refuse a base whose tensors are not those of the model that grew.
+
+    Raises
+    ------
+    FileError
+        Naming the first tensor that differs.
+    """
+    known = steps[0]["base"]
+    if known and (problems := other_shapes(known, base)):
+        raise foreign(path, problems)
+
+
+def foreign(path: Path, problems: Sequence[str]) -> FileError:
+    """Make the error that says why a file does not belong to a base."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return FileError(f"{path}: does not belong to this base model: {problems[0]}{more}")
+
+
+def recorded_inputs(path: Path, spec: Mapping[str, Any], *, seed: int | None = None) -> Any:
+    """Build the inputs that a file records (see :func:`example_inputs`).
+
+    Raises
+    ------
+    FileError
+        When they can't be built.
+    """
+    try:
+        return example_inputs(spec, seed=seed)
+    except InputError as error:
+        raise FileError(f"{path}: {error}") from error
 
 
 def example_inputs(spec: Mapping[str, Any], *, seed: int | None = None) -> Any:

@@ -148,6 +148,22 @@ def check_meta(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
+def check_inputs(path: Path, inputs: Any) -> Any:
+    """Check what a file says of example inputs.
+
+    Raises
+    ------
+    FileError
+        Naming the field that is off, and what it must be.
+    """
+    try:
+        _INPUTS("inputs", inputs)
+    except ValueError as error:
+        msg = f"{path}: its example inputs are damaged ({error}); get the file again"
+        raise FileError(msg) from error
+    return inputs
+
+
 # ------------------------------------------------------------------- migrations
 
 
