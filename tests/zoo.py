@@ -81,8 +81,10 @@ def check_model(name, *, singles=None, train=True, built=None):
         before = [outputs(model, example, training=mode) for mode in (False, True)]
         if not all(telling(out) for mode in before for out in mode):
             outcome.wrong.append("outputs are not finite, or the same for all inputs: no test")
-        _together(outcome, model, inspection, example, before, train=train)
+        _together(outcome, model, inspection, example, before)
         _alone(outcome, model, inspection, example, before, singles)
+        if train:
+            _trained(outcome, model, example)
     except FxgrowError as error:
         outcome.wrong.append(f"{type(error).__name__}: {error}")
     outcome.seconds = round(time.perf_counter() - start, 1)
@@ -111,34 +113,16 @@ def _gaps(grown, example, before):
     ]
 
 
-def _together(outcome, model, inspection, example, before, *, train):
+def _all(inspection):
     # Eight units: few enough, and seldom all dead behind a ReLU.
-    additions = {g.name: step(g, 8) for g in inspection.groups}
-    grown = rewrite(model, inspection, additions)
+    return {g.name: step(g, 8) for g in inspection.groups}
+
+
+def _together(outcome, model, inspection, example, before):
+    grown = rewrite(model, inspection, _all(inspection))
     outcome.all_eval, outcome.all_train = _gaps(grown.module, example, before)
     if max(outcome.all_eval, outcome.all_train) > TOLERANCE:
         outcome.wrong.append(f"all: eval {outcome.all_eval:.1e}, train {outcome.all_train:.1e}")
-    if not train:
-        return
-    outcome.trained = True
-    problems = _untrained(grown, example, outcome.params)
-    if problems:
-        # Eight rows are all dead by chance now and then (two samples look alike to a deep
-        # network without norms); a mistake shows with other rows, too.
-        del grown  # trained, and in the way: the largest fill the memory
-        grown = rewrite(model, inspection, additions, seed=1)
-        again = _untrained(grown, example, outcome.params)
-        problems = [problem for problem in problems if problem in again]
-    outcome.wrong += problems
-
-
-def _untrained(grown, example, params):
-    """Train the grown model itself by a step; return what does not move."""
-    if params > LARGE:
-        grown.module.float()
-        example = example.float()
-    # A small step: without norms, a large one turns whole layers off.
-    return untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
 
 
 def _alone(outcome, model, inspection, example, before, singles):
@@ -156,3 +140,24 @@ def _alone(outcome, model, inspection, example, before, singles):
         outcome.singles_worst = max(outcome.singles_worst, gap)
         if gap > TOLERANCE:
             outcome.wrong.append(f"{group.name}: {gap:.1e}")
+
+
+def _trained(outcome, model, example):
+    """See whether all groups train; the last check, for ``model`` may change its type."""
+    if outcome.params > LARGE:
+        model, example = model.float(), example.float()
+    inspection = fxgrow.inspect(model, example)
+    # Eight rows are all dead by chance now and then (two samples look alike to a deep network
+    # without norms); a mistake shows with other rows, too.
+    problems = _untrained(model, inspection, example, seed=0)
+    if problems:
+        again = _untrained(model, inspection, example, seed=1)
+        problems = [problem for problem in problems if problem in again]
+    outcome.trained = True
+    outcome.wrong += problems
+
+
+def _untrained(model, inspection, example, seed):
+    grown = rewrite(model, inspection, _all(inspection), seed=seed)
+    # A small step: without norms, a large one turns whole layers off.
+    return untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
