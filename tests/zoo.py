@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from dataclasses import asdict, dataclass, field
@@ -121,6 +122,8 @@ def _all(inspection):
 def _together(outcome, model, inspection, example, before):
     grown = rewrite(model, inspection, _all(inspection))
     outcome.all_eval, outcome.all_train = _gaps(grown.module, example, before)
+    del grown
+    gc.collect()  # graphs are cycles: the largest models fit in memory only twice
     if max(outcome.all_eval, outcome.all_train) > TOLERANCE:
         outcome.wrong.append(f"all: eval {outcome.all_eval:.1e}, train {outcome.all_train:.1e}")
 
@@ -151,6 +154,7 @@ def _trained(outcome, model, example):
     # without norms); a mistake shows with other rows, too.
     problems = _untrained(model, inspection, example, seed=0)
     if problems:
+        gc.collect()
         again = _untrained(model, inspection, example, seed=1)
         problems = [problem for problem in problems if problem in again]
     outcome.trained = True
