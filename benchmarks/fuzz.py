@@ -41,6 +41,7 @@ import fxgrow
 from fxgrow import io
 from fxgrow.errors import FxgrowError
 from fxgrow.files.stored import open_stored
+from fxgrow.recipes import read_recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import hostile
@@ -187,6 +188,8 @@ class Corpus:
     headers: list = field(default_factory=list)
     cut: list = field(default_factory=list)
     good: list = field(default_factory=list)
+    report: dict = field(default_factory=dict)
+    byhand: dict = field(default_factory=dict)
     records: list = field(default_factory=list)
     base: nn.Module | None = None
 
@@ -202,6 +205,8 @@ def corpus(folder):
     made.growth = (folder / "g.safetensors").read_bytes()
     made.plan = json.loads((folder / "g.json").read_text())
     del made.plan["sha256"]
+    made.report = json.loads(json.dumps(growth.report, default=str))
+    made.byhand = {"additions": {"conv": 2, "fc": 1}, "seed": 3}
     made.index = json.loads((folder / "m.safetensors.index.json").read_text())
     state = {"state_dict": made.base.state_dict(), "epoch": 3, "lr": [0.1, None], "b": b"\xff"}
     for new in (True, False):
@@ -308,6 +313,17 @@ def growth(made, rng):
     return "f.safetensors", hostile.packed(header, body)
 
 
+def recipe(made, rng):
+    """A report of a growth, or additions by hand, with changed fields or bytes."""
+    value = made.report if rng.random() < 0.6 else made.byhand
+    if rng.random() < 0.1:
+        text = json.dumps(value).encode()
+        return "f.json", bytes_changed(text, rng, [text])
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        value = json_changed(value, rng)
+    return "f.json", json_text(value, rng)
+
+
 def _stored(made, path):
     open_stored(path).tensors() if path.suffix != ".json" or "index" in path.name else (
         open_stored(path)
@@ -324,7 +340,8 @@ def _grown(made, path):
 # name: (makes a file, reads it, share of the executions)
 TARGETS = {
     "safetensors": (safetensors, _stored, 0.35),
-    "plan": (plan, _stored, 0.35),
+    "plan": (plan, _stored, 0.3),
+    "recipe": (recipe, lambda made, path: read_recipe(path), 0.05),
     "index": (index, _stored, 0.1),
     "zip": (zipped, lambda made, path: io.open_pickle(path), 0.1),
     "old": (old, lambda made, path: io.open_pickle(path), 0.0985),

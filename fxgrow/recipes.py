@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import TYPE_CHECKING, Any
 
 from .errors import FileError, InputError
@@ -97,7 +98,7 @@ def read_recipe(path: str | Path) -> Recipe:
     if not isinstance(schema, str) or schema not in _READERS:
         known = ", ".join(repr(name) for name in _READERS if name)
         raise FileError(
-            f"{source}: is of schema {schema!r}, this fxgrow reads '{_OURS}…', {known} or a "
+            f"{source}: is of schema {brief(schema)}, this fxgrow reads '{_OURS}…', {known} or a "
             'plain {"additions": {group: units}}; use another version'
         )
     return _READERS[schema](source, content)
@@ -254,10 +255,10 @@ def _step(path: Path, step: Mapping[str, Any]) -> Mapping[str, Any]:
         raise FileError(f"{path}: has no 'additions', units by group; get the file again")
     for name, units in additions.items():
         if type(units) is not int or not 0 < units < 2**31:
-            raise FileError(f"{path}: additions[{name!r}] is {units!r}, no number of units")
+            raise FileError(f"{path}: additions[{quoted(name)}] is {brief(units)}, no number of units")
     seed = step.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:
-        raise FileError(f"{path}: its seed is {seed!r}; it must be a whole number")
+        raise FileError(f"{path}: its seed is {brief(seed)}; it must be a whole number")
     transfer = bool(step.get("transfer"))
     return {"plan": plan, "votes": None, "seed": seed, "transfer": transfer, "base": None}
 
