@@ -255,7 +255,8 @@ def _step(path: Path, step: Mapping[str, Any]) -> Mapping[str, Any]:
         raise FileError(f"{path}: has no 'additions', units by group; get the file again")
     for name, units in additions.items():
         if type(units) is not int or not 0 < units < 2**31:
-            raise FileError(f"{path}: additions[{quoted(name)}] is {brief(units)}, no number of units")
+            where = f"{path}: additions[{quoted(name)}]"
+            raise FileError(f"{where} is {brief(units)}, no number of units")
     seed = step.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise FileError(f"{path}: its seed is {brief(seed)}; it must be a whole number")
