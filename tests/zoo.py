@@ -15,9 +15,9 @@ from fxgrow.errors import FxgrowError
 from fxgrow.rewrite import rewrite
 
 TOLERANCE = 1e-10
-FULL_SIZE = ("vit_", "maxvit")  # these know their resolution
+SMALLEST = {"vit_b": 64, "vit_l": 64, "vit_h": 56}  # built for so few pixels: they know how many
 LARGE = 400e6  # parameters: in float32, gradients of the grown model fit in 16 GB, too
-SIZES = {"inception_v3": 299}  # its auxiliary head allows no less
+SIZES = {"inception_v3": 299, "maxvit_t": 224}  # an auxiliary head, windows of seven
 
 
 @dataclass
@@ -44,15 +44,9 @@ class Outcome:
         return asdict(self)
 
 
-def size_of(name, model):
+def size_of(name):
     """Pixels at which a torchvision classifier is checked: few."""
-    if not name.startswith(FULL_SIZE):
-        return SIZES.get(name, 64)
-    if hasattr(model, "image_size"):  # its published weights may want another one
-        return model.image_size
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name).DEFAULT.meta["min_size"][0]
+    return SMALLEST.get(name[:5]) or SIZES.get(name, 64)
 
 
 def build(name):
@@ -60,9 +54,11 @@ def build(name):
     import torchvision
 
     options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    if name[:5] in SMALLEST:
+        options["image_size"] = size_of(name)
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None, **options)
-    return prepared(model, size_of(name, model))
+    return prepared(model, size_of(name))
 
 
 def prepared(model, size):
@@ -139,6 +135,8 @@ def _alone(outcome, model, inspection, example, before, singles):
             outcome.wrong.append(f"{group.name}: {type(error).__name__}: {error}")
             continue
         gap = max(_gaps(grown.module, example, before))
+        del grown
+        gc.collect()
         outcome.singles_checked += 1
         outcome.singles_worst = max(outcome.singles_worst, gap)
         if gap > TOLERANCE:
