@@ -40,8 +40,9 @@ ELEMENTWISE = {
 # Those that couple the entries of a tensor.
 COUPLED = {
     "adafactor": (torch.optim.Adafactor, {"lr": 1e-2, "weight_decay": 0.0}),
-    "muon": (torch.optim.Muon, {"lr": 1e-2, "weight_decay": 0.0}),
 }
+if hasattr(torch.optim, "Muon"):  # since torch 2.9
+    COUPLED["muon"] = (torch.optim.Muon, {"lr": 1e-2, "weight_decay": 0.0})
 
 X = torch.randn(7, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 ADDITIONS = {"0": 3, "2": 2}

@@ -295,12 +295,13 @@ def test_wrapped_optimizers():
 # ---------------------------------------------------------------- coupled optimizers
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("adafactor", 1e-12), ("muon", 2e-2)])
-def test_coupled_optimizers_keep_the_direction_of_producers(kind, tolerance):
+@pytest.mark.parametrize("kind", COUPLED)
+def test_coupled_optimizers_keep_the_direction_of_producers(kind):
     """They scale by the whole tensor, so old rows of a producer move by one factor more or less.
 
     Muon computes in bfloat16. Tensors that read new units are another matrix: no claim.
     """
+    tolerance = 2e-2 if kind == "muon" else 1e-12
     make, options = COUPLED[kind]
     plain, model = net(), net()
     runs = []

@@ -14,15 +14,20 @@ import fxgrow
 from fxgrow import rules
 
 
-def _simple(name, function, gradient, **options):
-    """Define a custom operation of one tensor, with its gradient from the output."""
-    operation = torch.library.custom_op(name, function, mutates_args=(), **options)
+def _simple(name, function, gradient, tags=()):
+    """Define a custom operation of one tensor, with its gradient from the output.
+
+    As ``torch.library.custom_op`` does, whose ``tags`` are younger than torch 2.6.
+    """
 
     def setup(ctx, inputs, output):
         ctx.save_for_backward(inputs[0], output)
 
-    operation.register_autograd(gradient, setup_context=setup)
-    return operation
+    torch.library.define(name, "(Tensor x) -> Tensor", tags=tags)
+    torch.library.impl(name, "CPU", function)
+    torch.library.register_fake(name, function)
+    torch.library.register_autograd(name, gradient, setup_context=setup)
+    return getattr(torch.ops.fxgrow_test, name.partition("::")[2])
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
