@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def shapes_of(inputs: Inputs) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type when it has none."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    """Return the first line of an error's text (no colours), or its type when it has none."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0].rstrip(".")[:300] if lines else type(error).__name__

@@ -10,6 +10,9 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
+# torch 2.6's exporter fails on batch norms with onnxscripts that are younger
+WRITES_ONNX = not torch.__version__.startswith("2.6.")
+
 FACTORIES = '''
 import time
 import torch

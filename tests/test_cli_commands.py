@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Small
+from conftest import ROOT, WRITES_ONNX, Small
 from fxgrow_cli.main import COMMANDS, app
 from typer.testing import CliRunner
 
@@ -122,6 +122,7 @@ def test_export_of_a_package(folder):
     subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, cwd=folder)
 
 
+@pytest.mark.skipif(not WRITES_ONNX, reason="torch 2.6 can't write batch norms as ONNX")
 def test_export_of_onnx(folder):
     data = run_json("export", "parts.py:Small", "-o", "a.onnx")
     assert data["dynamic_batch"]
@@ -299,6 +300,8 @@ def test_the_manual_s_commands_run(folder):
         program, *arguments = shlex.split(words)
         assert program == "fxgrow"
         shown.add(arguments[0])
+        if line.endswith(".onnx") and not WRITES_ONNX:
+            continue
         result = run(*arguments, code=int(remark or 0))
         if target:
             Path(target).write_text(result.stdout)
