@@ -68,6 +68,8 @@ KEPT_WHOLE = (
     *(torch.zeros, rnn.pack_padded_sequence, rnn.pack_sequence),
     *(rnn.pad_packed_sequence, rnn.pad_sequence),
 )
+# Functions of sizes and devices, which torch 2.6 does not let take traced ones.
+_FACTORIES = (torch.arange, torch.empty, torch.full, torch.linspace, torch.ones)
 
 
 class _Proxy(fx.Proxy):
@@ -91,7 +93,7 @@ class Tracer(fx.Tracer):
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        whole = (*KEPT_WHOLE, *rules.functions)
+        whole = (*KEPT_WHOLE, *_FACTORIES, *rules.functions)
         super().__init__(none, whole, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
@@ -158,6 +160,8 @@ class Tracer(fx.Tracer):
         """Attribute access of modules: parameters become graph nodes while tracing."""
         if self._busy:
             return attr_val
+        for name in [n for n, proxy in parameter_proxy_cache.items() if proxy.node._erased]:
+            del parameter_proxy_cache[name]  # of an attempt that was given up
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(
