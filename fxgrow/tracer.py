@@ -359,9 +359,8 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     with torch.no_grad():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
-        if node.op == "call_function" and node.target in (*KEPT_WHOLE, *rules.functions):
-            # A graph's code would call fx.wrap on what it imports, for good.
-            node.meta.pop("is_wrapped", None)
+        # A graph's code would call fx.wrap on what it imports, for good.
+        node.meta.pop("is_wrapped", None)
     return graph
 
 

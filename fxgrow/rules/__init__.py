@@ -250,7 +250,8 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
         pointwise,
         "native_dropout dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill "
         "zeros_like ones_like empty_like full_like rand_like randn_like hardswish hardsigmoid "
-        "silu gelu mish elu leaky_relu softplus bernoulli uniform normal random _prelu_kernel glu_jvp",
+        "silu gelu mish elu leaky_relu softplus bernoulli uniform normal random _prelu_kernel "
+        "glu_jvp",
     ),
     _family(copy_, "copy"),
     _family(addcmul, "addcmul"),
