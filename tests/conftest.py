@@ -133,3 +133,14 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop("parts", None)
+
+
+@pytest.fixture(autouse=True)
+def forget_modules(tmp_path_factory):
+    """Forget modules that a test wrote and imported: others have the same names."""
+    before = set(sys.modules)
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(base):
+            del sys.modules[name]

@@ -37,6 +37,9 @@ ELEMENTWISE = {
     "asgd": (torch.optim.ASGD, {"lr": 1e-4, "t0": 1}),
 }
 
+if torch.__version__.startswith("2.6."):  # rounds other lengths of a tensor otherwise
+    del ELEMENTWISE["nadam"]
+
 # Those that couple the entries of a tensor.
 COUPLED = {
     "adafactor": (torch.optim.Adafactor, {"lr": 1e-2, "weight_decay": 0.0}),

@@ -9,7 +9,6 @@ a comment ``<!-- not run: reason -->`` before it; ``<!-- setup`` holds what a fr
 import re
 import runpy
 import shlex
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -62,20 +61,15 @@ PAGES = [
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder to be in, on the path; modules that a page wrote are forgotten."""
+    """An empty folder to be in, on the path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
     threads = torch.get_num_threads()
     torch.manual_seed(0)
     yield tmp_path
     torch.set_num_threads(threads)
     if torch.distributed.is_initialized():  # a page that failed half-way
         torch.distributed.destroy_process_group()
-    for name in set(sys.modules) - before:
-        source = getattr(sys.modules[name], "__file__", None) or ""
-        if source.startswith(str(tmp_path)):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", PAGES)
