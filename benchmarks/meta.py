@@ -42,7 +42,7 @@ def build(name, layers=None):
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()
-    return model, {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+    return model, {"input_ids": torch.zeros(1, 8, dtype=torch.long, device="meta")}
 
 
 def measure(name, layers=None):

@@ -316,7 +316,7 @@ def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) ->
         with (
             modes_kept(root, training=mode == "train"),
             no_fast_path(),
-            eagerly(),
+            eagerly(root),
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             executor.mode,

@@ -97,8 +97,12 @@ def modes_kept(root: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def eagerly() -> Iterator[None]:
-    """Run compiled functions as they were written, and checkpoints without a word."""
+def eagerly(model: nn.Module | None = None) -> Iterator[None]:
+    """Run compiled functions as they were written, and checkpoints without a word.
+
+    A ``model`` on the meta device has no values: its code is told, as by ``torch.export``,
+    not to look at them.
+    """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         # Under no_grad nothing requires gradients; the user knows from training.
@@ -107,4 +111,18 @@ def eagerly() -> Iterator[None]:
         if dynamo is not None:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
+        if model is not None and any(p.is_meta for p in model.parameters()):
+            stack.enter_context(_without_values())
         yield
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Let ``torch.compiler.is_compiling()`` be true, which libraries ask before they look."""
+    flags = vars(torch.compiler)
+    before = flags.get("_is_compiling_flag", False)
+    flags["_is_compiling_flag"] = True
+    try:
+        yield
+    finally:
+        flags["_is_compiling_flag"] = before

@@ -349,7 +349,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
             with (
                 modes_kept(root, training=mode == "train"),
                 no_fast_path(),
-                eagerly(),
+                eagerly(root),
                 torch.no_grad(),
                 torch.random.fork_rng(devices=[]),
                 run.mode,

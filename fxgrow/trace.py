@@ -208,7 +208,7 @@ def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
             flag = Flag(mode == "train")
             for module in modules.values():
                 module.__dict__["training"] = flag
-            with no_fast_path(), eagerly():
+            with no_fast_path(), eagerly(root):
                 graphs[mode] = graph_of(root, inputs, own)
             if not flag.read:  # nobody asked: both modes are alike
                 graphs["train"] = graphs["eval"]

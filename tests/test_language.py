@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import transformers
+from conftest import ROOT
 from networks_language import MODELS, TOKENS, made
 
 import fxgrow
+
+sys.path.append(str(ROOT / "benchmarks"))  # at the end: tests have a zoo of their own
+
+import meta
 
 EXACT = 1e-10
 
@@ -119,3 +126,18 @@ def test_growth_that_no_config_can_tell_is_said(name, end, said):
     assert said in report["obstacle"]
     assert "fxgrow.save" in report["obstacle"]
     assert not report["changes"]
+
+
+def test_models_without_memory_are_inspected_and_planned_for():
+    """Their forward asks for values that are not there, unless it is told not to."""
+    model, example = meta.build("llama-70b", layers=1)
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        model(**example)
+    inspection = fxgrow.inspect(model, example)
+    assert inspection.coverage == 1 and len(inspection.groups) == 3
+    assert not torch.compiler.is_compiling()
+    assert all(p.is_meta for p in model.parameters())
+    plan = fxgrow.plan_for(
+        model, None, budget="+2%", unit="params", distributor="uniform", example_inputs=example
+    )[2]
+    assert 0 < plan.spent <= plan.budget
