@@ -37,8 +37,8 @@ ELEMENTWISE = {
     "asgd": (torch.optim.ASGD, {"lr": 1e-4, "t0": 1}),
 }
 
-if torch.__version__.startswith("2.6."):  # rounds other lengths of a tensor otherwise
-    del ELEMENTWISE["nadam"]
+# torch 2.6 rounds other lengths of a tensor otherwise.
+SAME_BITS = sorted(ELEMENTWISE.keys() - ({"nadam"} if torch.__version__ < "2.7" else set()))
 
 # Those that couple the entries of a tensor.
 COUPLED = {
