@@ -100,7 +100,7 @@ def _gain(
     values = tensor.index_select(dim, old).double()
     values *= math.sqrt(group.width / (group.width + group.added))
     tensor.index_copy_(dim, old, values.to(tensor))
-    tensor.index_fill_(dim, new, float(values.mean()))
+    tensor.index_fill_(dim, new, values.mean())
 
 
 _FILLERS: Mapping[str, Callable[[Tensors, GrownGroup, GrownSlot, torch.Generator | None], None]] = {

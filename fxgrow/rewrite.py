@@ -376,5 +376,6 @@ def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
         for buffer, version, value in buffers:
             buffer.__dict__.pop(LABELS_KEY, None)
             # Where norms are computed they write without a new version.
-            if buffer._version != version or not torch.equal(buffer, value):
+            changed = buffer._version != version
+            if changed or not (buffer.is_meta or torch.equal(buffer, value)):
                 buffer.copy_(value)

@@ -127,16 +127,22 @@ def grow(
     Raises
     ------
     InputError
-        See :func:`check_emit`.
+        See :func:`check_emit`; or the model has no values to compare.
     UnsupportedError
         When a size can't be made to fit.
     VerificationError
         When the widened model computes another function.
     """
     check_emit(inspection, emit)
+    checked = verify or emit == "module"  # own code may hold sizes that no graph shows
+    if checked and any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            "the model is on the meta device, where outputs can't be compared; plan there "
+            "(fxgrow.plan_for) and grow the model that has weights, or pass verify=False for a "
+            "graph without weights"
+        )
     rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
     inputs = inspection.analysis.traced.inputs
-    checked = verify or emit == "module"  # own code may hold sizes that no graph shows
     configured = follow_config(model, rewritten.module) if emit == "module" else None
     verification = verify_models(model, rewritten.module, inputs) if checked else None
     if configured is not None and verification is not None and not verification.passed:

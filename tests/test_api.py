@@ -260,3 +260,15 @@ def test_reports_are_plain_data(tmp_path):
     assert "<html" in (tmp_path / "a.html").read_text().lower()
     assert "graph" in inspection.to_dot()
     json.dumps(dict(fxgrow.widen(mlp(), VECTOR, 1).report))
+
+
+def test_models_without_memory_grow_as_graphs_that_nobody_can_check():
+    with torch.device("meta"):
+        net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
+        x = torch.zeros(3, 4)
+    for options in ({}, {"emit": "module", "verify": False}):
+        with pytest.raises(fxgrow.InputError, match="on the meta device"):
+            fxgrow.widen(net, x, {"0": 8}, **options)
+    grown = fxgrow.widen(net, x, {"0": 8}, verify=False).module
+    assert all(p.is_meta for p in grown.parameters())
+    assert [p.shape[0] for p in grown.parameters()] == [16, 16, 16, 16, 2, 2]
