@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import library, nn
 
 import fxgrow
 
 
-@torch.library.custom_op("fxgrow_example::gated", mutates_args=())
+@library.custom_op("fxgrow_example::gated", mutates_args=())
 def gated(value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     """Multiply by a sigmoid, channel by channel; stands for your kernel."""
     return value * torch.sigmoid(gate)

@@ -205,7 +205,14 @@ def _inputs(recipe: Recipe) -> Any:
 
 def _of_growth_file(path: Path) -> Recipe:
     """Read the plan of a file of ours: of weights, of shards, or of a plan alone."""
-    stored = open_stored(path)
+    try:
+        stored = open_stored(path)
+    except FileError as error:
+        if path.suffix in {".safetensors", ".json"}:
+            raise
+        raise FileError(
+            f"{error}; a plan is a .json file, or lies in a .safetensors one"
+        ) from error
     meta = stored.meta
     tensors = stored.state() if stored.entries else {}
     return Recipe(

@@ -93,8 +93,8 @@ class Tracer(fx.Tracer):
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        whole = (*KEPT_WHOLE, *_FACTORIES, *rules.functions)
-        super().__init__(none, whole, param_shapes_constant=False)
+        self.whole = (*KEPT_WHOLE, *_FACTORIES, *rules.functions)
+        super().__init__(none, self.whole, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
         self._autowrap_search = [torch, rnn, *(home for home in homes if home)]
@@ -103,6 +103,7 @@ class Tracer(fx.Tracer):
         self.values: dict[fx.Node, Any] = {}
         self.regions = Regions()
         self._busy = False
+        self._parameters: dict[str, Any] = {}
 
     # -- what is opened ---------------------------------------------------------
 
@@ -160,8 +161,7 @@ class Tracer(fx.Tracer):
         """Attribute access of modules: parameters become graph nodes while tracing."""
         if self._busy:
             return attr_val
-        for name in [n for n, proxy in parameter_proxy_cache.items() if proxy.node._erased]:
-            del parameter_proxy_cache[name]  # of an attempt that was given up
+        self._parameters = parameter_proxy_cache
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_proxy(
@@ -201,6 +201,8 @@ class Tracer(fx.Tracer):
             if not node.users:
                 self.graph.erase_node(node)
                 self.values.pop(node, None)
+                if node.op == "get_attr":  # older torches would go on using it
+                    self._parameters.pop(str(node.target), None)
 
     # -- concrete values ---------------------------------------------------------
 
@@ -359,8 +361,9 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     with torch.no_grad():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
-        # A graph's code would call fx.wrap on what it imports, for good.
-        node.meta.pop("is_wrapped", None)
+        if node.op == "call_function" and node.target in tracer.whole:
+            # A graph's code would call fx.wrap on what it imports, for good.
+            node.meta.pop("is_wrapped", None)
     return graph
 
 

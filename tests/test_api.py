@@ -272,3 +272,24 @@ def test_models_without_memory_grow_as_graphs_that_nobody_can_check():
     grown = fxgrow.widen(net, x, {"0": 8}, verify=False).module
     assert all(p.is_meta for p in grown.parameters())
     assert [p.shape[0] for p in grown.parameters()] == [16, 16, 16, 16, 2, 2]
+
+
+@torch.fx.wrap
+def halved(x):
+    return x / 2
+
+
+class Halving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.b(halved(self.a(x)))
+
+
+def test_functions_that_the_user_wrapped_stay_wrapped():
+    """Whoever traces the grown graph again gets the function, not what it is made of."""
+    grown = fxgrow.widen(Halving(), torch.randn(3, 4), {"a": 2}).module
+    again = torch.fx.symbolic_trace(grown)
+    assert [node.target for node in again.graph.nodes].count(halved) == 1

@@ -245,7 +245,7 @@ ERRORS = {
     "nothing to grow": (["widen", "parts.py:linear", "+4"], "no group can grow"),
     "output taken": (["widen", SMALL, "+1", "-o", "taken.pt"], "exists already"),
     "no plan": (["apply", "none.json", SMALL], "no such file"),
-    "no JSON": (["apply", "parts.py", SMALL], "no .safetensors file"),
+    "no JSON": (["apply", "parts.py", SMALL], "a plan is"),
     "weights of a plan": (["apply", "plan.json", SMALL, "--weights"], "holds no weights"),
     "plan in place": (["apply", "plan.json", SMALL, "-o", "plan.json"], "an output ends in"),
     "other widths": (["apply", "other.json", SMALL], "has 5 units there and 4 here"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checks import errors, randomised, untrained
-from torch import nn
+from torch import library, nn
 
 import fxgrow
 from fxgrow import rules
@@ -17,16 +17,16 @@ from fxgrow import rules
 def _simple(name, function, gradient, tags=()):
     """Define a custom operation of one tensor, with its gradient from the output.
 
-    As ``torch.library.custom_op`` does, whose ``tags`` are younger than torch 2.6.
+    As ``custom_op`` does, whose ``tags`` are younger than torch 2.6.
     """
 
     def setup(ctx, inputs, output):
         ctx.save_for_backward(inputs[0], output)
 
-    torch.library.define(name, "(Tensor x) -> Tensor", tags=tags)
-    torch.library.impl(name, "CPU", function)
-    torch.library.register_fake(name, function)
-    torch.library.register_autograd(name, gradient, setup_context=setup)
+    library.define(name, "(Tensor x) -> Tensor", tags=tags)
+    library.impl(name, "CPU", function)
+    library.register_fake(name, function)
+    library.register_autograd(name, gradient, setup_context=setup)
     return getattr(torch.ops.fxgrow_test, name.partition("::")[2])
 
 

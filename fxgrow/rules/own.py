@@ -120,7 +120,7 @@ def _key(target: Any) -> Any:
         if target.count("::") == 1:
             return target
     elif callable(target):
-        for name in ("_qualified_op_name", "_qualname"):  # operations of torch.ops, torch.library
+        for name in ("_qualified_op_name", "_qualname"):  # of torch.ops, of custom_op
             if isinstance(getattr(target, name, None), str):
                 return str(getattr(target, name))
         packet = getattr(target, "overloadpacket", None)
