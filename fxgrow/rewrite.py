@@ -331,7 +331,8 @@ def _place(node: fx.Node) -> str:
 def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, sizes: Sizes) -> None:
     """Run the widened graphs under labels; compare their partition with the expected one."""
     root = widened.root
-    names = tensor_names(root)
+    known = tensor_names(analysis.traced.root)  # without the constants that tracing found
+    names = {name: t for name, t in tensor_names(root).items() if name in known}
     state = Propagation({id(t): name for name, t in names.items()})
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DROPOUTS = ("p", "dropout", "attention_dropout", "drop_rate", "drop_prob", "dropout_p")
 
@@ -21,10 +23,22 @@ def tensors(value):
             yield from tensors(item)
 
 
+class Float64(TorchDispatchMode):
+    """Casts of a model's own code to float32 leave float64 as it is: rounding hides mistakes."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
 def run(model, example):
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    double = any(p.dtype is torch.float64 for p in model.parameters())
+    with Float64() if double else nullcontext():
+        if isinstance(example, dict):
+            return model(**example)
+        return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def outputs(model, example, *, training=False, seed=0):
@@ -97,7 +111,7 @@ def doubled(example):
         return example.double() if example.is_floating_point() else example
     if isinstance(example, dict):
         return {k: doubled(v) for k, v in example.items()}
-    return tuple(doubled(v) for v in example) if isinstance(example, tuple) else example
+    return type(example)(map(doubled, example)) if isinstance(example, (tuple, list)) else example
 
 
 def errors(old, new, example):
@@ -130,16 +144,20 @@ def new_entries(module, groups, roles, *, wanted=lambda slot: True):
 
 
 def backward(module, example, seed=0):
-    """Gradients of a random projection of the outputs, train mode."""
+    """Gradients of a random projection of the outputs, train mode; returns the loss."""
     module.train()
     module.zero_grad()
     generator = torch.Generator().manual_seed(seed)
     loss = torch.zeros((), dtype=torch.float64)
-    for out in tensors(run(module, example)):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = list(tensors(run(module, example)))
+    for out in found:
         if out.is_floating_point() and out.requires_grad:
             target = torch.randn(out.shape, generator=generator, dtype=torch.float64)
             loss = loss + ((out - target) ** 2).mean()
     loss.backward()
+    return loss.item()
 
 
 def untrained(module, groups, example, lr=1e-2, late=(), *, inplace=False):

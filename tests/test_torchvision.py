@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 import zoo
+import zoo_models
 from conftest import ROOT
 from torchvision.models import swin_transformer
 
@@ -47,7 +48,7 @@ def small_inception():
     """Without the auxiliary head, which needs 299 px (the zoo run has it)."""
     torch.manual_seed(0)
     model = torchvision.models.inception_v3(init_weights=False, aux_logits=False)
-    return zoo.prepared(model, 96)
+    return zoo_models.prepared(model, 96)
 
 
 @pytest.mark.parametrize("family", CONVOLUTIONAL)
@@ -86,7 +87,7 @@ TRANSFORMERS = {"vit": vit, "swin": lambda: swin(1), "swin_v2": lambda: swin(2),
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_a_small_one_of_a_transformer_family(family):
     torch.manual_seed(0)
-    built = zoo.prepared(TRANSFORMERS[family](), 32)
+    built = zoo_models.prepared(TRANSFORMERS[family](), 32)
     names = [group.name for group in fxgrow.inspect(*built).groups]
     assert any("mlp" in name for name in names), "no MLP width grows"
     assert any(name.endswith(("qkv", "self_attention")) for name in names), "no heads grow"

@@ -8,16 +8,17 @@ import time
 from dataclasses import asdict, dataclass, field
 
 import torch
-from checks import calibrated, difference, doubled, outputs, randomised, step, untrained
+from checks import backward, difference, outputs, step, tensors, untrained
+from zoo_models import build
 
 import fxgrow
 from fxgrow.errors import FxgrowError
 from fxgrow.rewrite import rewrite
+from fxgrow.whole import opaque_leaves
 
 TOLERANCE = 1e-10
-SMALLEST = {"vit_b": 64, "vit_l": 64, "vit_h": 56}  # built for so few pixels: they know how many
 LARGE = 400e6  # parameters: in float32, gradients of the grown model fit in 16 GB, too
-SIZES = {"inception_v3": 299, "maxvit_t": 224}  # an auxiliary head, windows of seven
+STEPS = 5  # of training, for the loss to fall
 
 
 @dataclass
@@ -26,7 +27,11 @@ class Outcome:
 
     name: str
     params: int = 0
-    size: int = 0
+    size: str = ""
+    front_end: str = ""
+    leaves: int = 0
+    forward_seconds: float = 0.0
+    inspect_seconds: float = 0.0
     groups: int = 0
     frozen: int = 0
     coverage: float = 0.0
@@ -37,6 +42,7 @@ class Outcome:
     singles_checked: int = 0
     singles_worst: float = 0.0
     trained: bool = False
+    loss: tuple[float, float] = (0.0, 0.0)
     wrong: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -44,39 +50,17 @@ class Outcome:
         return asdict(self)
 
 
-def size_of(name):
-    """Pixels at which a torchvision classifier is checked: few."""
-    return SMALLEST.get(name[:5]) or SIZES.get(name, 64)
-
-
-def build(name):
-    """A torchvision classifier with random weights, float64, dropout off, and an input."""
-    import torchvision
-
-    options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
-    if name[:5] in SMALLEST:
-        options["image_size"] = size_of(name)
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(name, weights=None, **options)
-    return prepared(model, size_of(name))
-
-
-def prepared(model, size):
-    """Model and example as they are checked: random weights, fitting statistics, float64."""
-    example = doubled(torch.randn(2, 3, size, size))
-    return calibrated(randomised(model), example), example
-
-
 def check_model(name, *, singles=None, train=True, built=None):
     """Inspect, grow all groups at once and ``singles`` of them alone (None: all), compare."""
     start = time.perf_counter()
     model, example = built or build(name)
-    outcome = Outcome(name, size=example.shape[-1])
+    outcome = Outcome(name, size=_size(example))
     try:
-        inspection = fxgrow.inspect(model, example)
+        outcome.forward_seconds = _seconds(lambda: outputs(model, example))[0]
+        outcome.inspect_seconds, inspection = _seconds(lambda: fxgrow.inspect(model, example))
         _describe(outcome, inspection)
         before = [outputs(model, example, training=mode) for mode in (False, True)]
-        if not all(telling(out) for mode in before for out in mode):
+        if not all(map(telling, before)):
             outcome.wrong.append("outputs are not finite, or the same for all inputs: no test")
         _together(outcome, model, inspection, example, before)
         _alone(outcome, model, inspection, example, before, singles)
@@ -88,16 +72,38 @@ def check_model(name, *, singles=None, train=True, built=None):
     return outcome
 
 
-def telling(out):
-    """Whether outputs of two different samples are finite and differ well."""
-    spread = (out[0] - out[1]).abs().max()
-    return bool(out.isfinite().all()) and bool(spread > 1e-6 * out.abs().max())
+def _seconds(action):
+    start = time.perf_counter()
+    result = action()
+    return round(time.perf_counter() - start, 3), result
+
+
+def _size(example):
+    """Size of the first input, without its batch: what a check was made with."""
+    first = next(tensors(example))
+    shape = first.shape if isinstance(example, tuple) and len(example) == 2 else first.shape[1:]
+    return "x".join(map(str, shape[1:] if len(shape) > 2 else shape))
+
+
+def telling(outs):
+    """Whether outputs are finite, and some differ well between samples (losses: are there)."""
+    differ = [
+        bool((out[0] - out[1]).abs().max() > 1e-6 * out.abs().max())
+        for out in outs
+        if out.ndim and len(out) > 1
+    ]
+    losses = [bool(out.any()) for out in outs if not out.ndim]
+    return all(bool(out.isfinite().all()) for out in outs) and any(differ + losses)
 
 
 def _describe(outcome, inspection):
     outcome.params = inspection.params
     outcome.groups, outcome.frozen = len(inspection.groups), len(inspection.frozen)
     outcome.coverage = inspection.coverage
+    traced = inspection.analysis.traced
+    outcome.front_end = "own class" if traced.obstacle else "graph"
+    if not traced.obstacle:
+        outcome.leaves = len(opaque_leaves(traced.root, traced.graphs["eval"], lambda _: True))
     outcome.unsupported = [u.op for u in inspection.unsupported]
     for group in inspection.frozen:
         outcome.reasons[group.reason.code] = outcome.reasons.get(group.reason.code, 0) + 1
@@ -110,13 +116,17 @@ def _gaps(grown, example, before):
     ]
 
 
+def _emit(inspection):
+    return "module" if inspection.analysis.traced.obstacle else "graph"
+
+
 def _all(inspection):
     # Eight units: few enough, and seldom all dead behind a ReLU.
     return {g.name: step(g, 8) for g in inspection.groups}
 
 
 def _together(outcome, model, inspection, example, before):
-    grown = rewrite(model, inspection, _all(inspection))
+    grown = rewrite(model, inspection, _all(inspection), emit=_emit(inspection))
     outcome.all_eval, outcome.all_train = _gaps(grown.module, example, before)
     del grown
     gc.collect()  # graphs are cycles: the largest models fit in memory only twice
@@ -130,7 +140,8 @@ def _alone(outcome, model, inspection, example, before, singles):
         groups = random.Random(0).sample(groups, min(singles, len(groups)))
     for group in groups:
         try:
-            grown = rewrite(model, inspection, {group.name: step(group, 1)})
+            addition = {group.name: step(group, 1)}
+            grown = rewrite(model, inspection, addition, emit=_emit(inspection))
         except FxgrowError as error:
             outcome.wrong.append(f"{group.name}: {type(error).__name__}: {error}")
             continue
@@ -150,16 +161,31 @@ def _trained(outcome, model, example):
     inspection = fxgrow.inspect(model, example)
     # Eight rows are all dead by chance now and then (two samples look alike to a deep network
     # without norms); a mistake shows with other rows, too.
-    problems = _untrained(model, inspection, example, seed=0)
+    problems = _untrained(outcome, model, inspection, example, seed=0)
     if problems:
         gc.collect()
-        again = _untrained(model, inspection, example, seed=1)
+        again = _untrained(outcome, model, inspection, example, seed=1)
         problems = [problem for problem in problems if problem in again]
     outcome.trained = True
     outcome.wrong += problems
 
 
-def _untrained(model, inspection, example, seed):
-    grown = rewrite(model, inspection, _all(inspection), seed=seed)
+def _untrained(outcome, model, inspection, example, seed):
+    grown = rewrite(model, inspection, _all(inspection), seed=seed, emit=_emit(inspection))
     # A small step: without norms, a large one turns whole layers off.
-    return untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
+    problems = untrained(grown.module, grown.groups, example, lr=1e-4, inplace=True)
+    outcome.loss = falling(grown.module, example)
+    if not outcome.loss[1] < outcome.loss[0]:
+        problems.append(f"the loss does not fall: {outcome.loss[0]:.4g}, {outcome.loss[1]:.4g}")
+    return problems
+
+
+def falling(module, example):
+    """Loss before and after some steps of Adam on one batch."""
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=1e-4)
+    losses = []
+    for _ in range(STEPS):
+        losses.append(backward(module, example))
+        optimizer.step()
+    losses.append(backward(module, example))
+    return losses[0], losses[-1]
