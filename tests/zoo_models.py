@@ -156,11 +156,14 @@ def of_torchvision(name):
 
 def of_timm(module):
     """The smallest timm model of an architecture's module, at the fewest pixels that it takes."""
+    import timm
+
     name = json.loads(TIMM.read_text(encoding="utf-8"))[module]
+    native = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).input_size[-1]
     problem = None
-    for size in PIXELS:
+    for size in (*PIXELS, native):
         try:
-            model = _timm_model(name, size)
+            model = _timm_model(name, size, native)
             with torch.no_grad():
                 run(model.train(), torch.randn(2, 3, size, size))
             return prepared(model, size)
@@ -169,11 +172,10 @@ def of_timm(module):
     raise problem
 
 
-def _timm_model(name, size):
+def _timm_model(name, size, native):
     import timm
 
     torch.manual_seed(0)
-    native = timm.get_pretrained_cfg(name).input_size[-1] if timm.get_pretrained_cfg(name) else 224
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if size != native:

@@ -220,21 +220,47 @@ def convolution(state: Propagation, call: Call) -> list[Plane]:
 def _dense_convolution(
     state: Propagation, call: Call, planes: Sequence[Plane], axes: tuple[int, int]
 ) -> list[Plane]:
-    """Virtual tensor: batch, out channel, in channel, space (summed over, too)."""
+    """Virtual tensor: batch, out channel, in channel, space.
+
+    A channel's units along space become one. Units along space alone stay what they are under
+    kernels of one; larger ones mix them.
+    """
     x, weight = call.args[:2]
     spatial = x.ndim - 2
     out_axis, in_axis = axes
     ndim = 3 + spatial
     flat = [p._replace(labels=p.labels.reshape(p.labels.shape[:2])) for p in planes]
     columns = spread(flat, (1, 2) if out_axis == 0 else (2, 1), ndim)
-    rows = spread(state.planes(x), (0, 2, *range(3, ndim)), ndim)
+    rows = spread(_in_space(state, call), (0, 2, *range(3, ndim)), ndim)
     w_shape = [1, weight.shape[out_axis], weight.shape[in_axis], *[1] * spatial]
     x_shape = [x.shape[0], 1, *x.shape[1:]]
     macs = weight.numel() * x.shape[0] * _positions(call)
-    met = _conv_contract(
-        state, call, (rows, x_shape), (columns, w_shape), list(range(2, ndim)), 2 * macs
-    )
-    return [p._replace(labels=p.labels.reshape(p.labels.shape[:2] + (1,) * spatial)) for p in met]
+    met = _conv_contract(state, call, (rows, x_shape), (columns, w_shape), [2], 2 * macs)
+    return squeeze_to(met, (0, 1, *range(3, ndim)))
+
+
+def _in_space(state: Propagation, call: Call) -> list[Plane]:
+    """Planes of a convolution's input, such that none varies along channels and space."""
+    kept = []
+    for plane in state.planes(call.args[0]):
+        if all(d < 2 for d in plane.dims):
+            kept.append(plane)
+        elif 1 in plane.dims:
+            first = plane.labels[(slice(None), slice(None), *[slice(1)] * (plane.labels.ndim - 2))]
+            state.book.unite(plane.labels, first)
+            kept.append(plane._replace(labels=first))
+        elif _pointwise(call):
+            kept.append(plane)
+        else:
+            state.freeze([plane], "kernel", call.name)
+    return kept
+
+
+def _pointwise(call: Call) -> bool:
+    """Whether every position of a convolution's output is made of the same one of its input."""
+    strides, paddings = call.args[3], call.args[4]
+    kernel = call.args[1].shape[2:]
+    return {*kernel, *strides} == {1} and not any(paddings) and not call.args[6]
 
 
 def _positions(call: Call) -> int:
