@@ -1,7 +1,8 @@
-"""Which models of torchvision grow, and how well: one process a model, resumable.
+"""Which models of the zoos grow, and how well: one process a model, resumable.
 
-Results lie in ``zoo-out/NAME.json``; models that have a good one are not run again. The page
-``docs/coverage.md`` is written from all of them at the end.
+Results lie in ``zoo-out/NAME.json``; models that have a good one are not run again. At the end
+all of them are merged into ``benchmarks/results/zoo.json``, and the page ``docs/coverage.md``
+is written from that.
 """
 
 from __future__ import annotations
@@ -13,65 +14,100 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+import zoo_page
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = """# Coverage
+KEPT = ROOT / "benchmarks" / "results" / "zoo.json"
+PEER_SECONDS = 120
 
-Written by `benchmarks/zoo.py` ({versions}); do not edit.
 
-Every model gets random weights and runs in float64 on a batch of two small images. It is
-inspected, then all groups at once grow by 8 units (or the next step they allow), then
-{singles}. Outputs before and after are compared in eval and in train mode (dropout off).
-Errors are the largest difference, relative to the largest output. "Trained": every new
-parameter has a gradient where it should, and moves. "Coverage": share of the parameters that
-lie in a growable group.
-
-{verdict}
-
-{head}
-{rows}
-
-{notes}
-"""
-
-COLUMNS = (
-    "model", "params (M)", "px", "groups", "frozen", "coverage", "all at once: eval", "train",
-    "alone: checked", "worst", "trained", "s",
-)  # fmt: skip
+def tests_first():
+    """Let ``zoo`` be the one of the tests, not this file."""
+    sys.path.insert(0, str(ROOT / "tests"))
 
 
 def measure_here(name, singles, train):
     """Check one model in this process and return its outcome."""
-    sys.path.insert(0, str(ROOT / "tests"))  # before this folder, whose zoo.py is this file
+    tests_first()
     import zoo
 
     return zoo.check_model(name, singles=singles, train=train).as_dict()
 
 
+def peer_here(name):
+    """What Torch-Pruning makes of a model: a quarter of all channels off, no hints."""
+    tests_first()
+    import torch
+    import torch_pruning
+    import zoo_models
+    from checks import outputs, run
+
+    model, example = zoo_models.build(name)
+    model.eval()
+    given = tuple(example.values()) if isinstance(example, dict) else example
+    start = time.perf_counter()
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=given)
+    found = list(graph.get_all_groups())
+    seconds = time.perf_counter() - start
+    before = outputs(model, example)
+    count = sum(p.numel() for p in model.parameters())
+    out = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1:]
+    pruner = torch_pruning.pruner.MetaPruner(
+        model,
+        given,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.25,
+        ignored_layers=out,
+    )
+    pruner.step()
+    with torch.no_grad():
+        run(model, example)
+    same = [t.shape for t in before] == [t.shape for t in outputs(model, example)]
+    smaller = sum(p.numel() for p in model.parameters()) < count
+    verdict = "runs" if same and smaller else "other outputs" if smaller else "nothing pruned"
+    return {"verdict": verdict, "groups": len(found), "seconds": round(seconds, 3)}
+
+
+def in_a_process(command, timeout):
+    """Last line that a command printed, as JSON; and what went wrong."""
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, *command],
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None, f"not done after {timeout:g} s"
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1]), ""
+    lines = done.stderr.strip().splitlines()
+    return None, f"exit code {done.returncode}: {lines[-1] if lines else 'killed'}"
+
+
+def commit():
+    """Which code ran."""
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip() or "unknown"
+
+
 def measure(name, options):
     """Check one model in a process of its own; what went wrong is part of the result."""
-    command = [sys.executable, __file__, "--one", name]
+    command = ["--one", name]
     if options.singles is not None:
         command += ["--singles", str(options.singles)]
     if options.no_train:
         command += ["--no-train"]
     start = time.perf_counter()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=options.timeout, check=False
-        )
-        if done.returncode == 0:
-            return json.loads(done.stdout.splitlines()[-1])
-        lines = done.stderr.strip().splitlines()
-        problem = f"exit code {done.returncode}: {lines[-1] if lines else 'killed'}"
-    except subprocess.TimeoutExpired:
-        problem = f"not done after {options.timeout} s"
-    return {
-        "name": name,
-        "failed": problem,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+    result, problem = in_a_process(command, options.timeout)
+    if result is None:
+        seconds = round(time.perf_counter() - start, 1)
+        result = {"name": name, "failed": problem, "seconds": seconds}
+    return {**result, "commit": options.commit}
 
 
 def is_right(result):
@@ -79,125 +115,90 @@ def is_right(result):
     return "failed" not in result and not result["wrong"]
 
 
-def result_of(name, options):
-    """Result of a model: the good one that lies there, else a new one, which is kept."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{name}.json"
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if is_right(known):
-            return known
-    result = measure(name, options)
+def path_of(name, options):
+    return options.out / f"{name.replace(':', '-')}.json"
+
+
+def save(path, result):
     part = path.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1), encoding="utf-8")
     part.replace(path)
-    verdict = result.get("failed") or "; ".join(result["wrong"]) or "right"
-    print(f"{name}: {verdict} ({result['seconds']} s)", flush=True)
+
+
+def result_of(name, options):
+    """Result of a model: the good one that lies there, else a new one, which is kept."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = path_of(name, options)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if result is None or not is_right(result):
+        result = measure(name, options)
+        save(path, result)
+        verdict = result.get("failed") or "; ".join(result["wrong"]) or "right"
+        print(f"{name}: {verdict} ({result['seconds']} s)", flush=True)
+    if options.peer and "peer" not in result:
+        peer, problem = in_a_process(["--one-peer", name], PEER_SECONDS)
+        result["peer"] = peer or {"verdict": f"fails: {problem}"[:200]}
+        save(path, result)
+        print(f"{name}: the peer {result['peer']['verdict']}", flush=True)
     return result
 
 
-def row(r):
-    """One line of the page."""
-    cells = (
-        r["name"] + (" **wrong**" if r["wrong"] else ""),
-        f"{r['params'] / 1e6:.1f}",
-        r["size"],
-        r["groups"],
-        r["frozen"],
-        f"{100 * r['coverage']:.2f} %",
-        f"{r['all_eval']:.0e}",
-        f"{r['all_train']:.0e}",
-        r["singles_checked"],
-        f"{r['singles_worst']:.0e}" if r["singles_checked"] else "",
-        "yes" if r["trained"] else "not checked",
-        f"{r['seconds']:.0f}",
-    )
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def page(results, missing, too_large, options):
-    """The page as text."""
-    import torch
-    import torchvision
-
-    done = sorted((r for r in results if "failed" not in r), key=lambda r: r["name"])
-    wrong = [r for r in done if r["wrong"]]
-    notes = [f"- {r['name']}: {problem}" for r in wrong for problem in r["wrong"]]
-    notes += [f"- {r['name']}: {r['failed']}" for r in results if "failed" in r]
-    sampled = [r["name"] for r in done if r["singles_checked"] < r["groups"]]
-    if sampled and options.singles is None:
-        notes.append(f"- Only a sample of groups alone (`--singles`): {', '.join(sampled)}.")
-    if too_large:
-        limit = f"{options.max_params:g} million parameters"
-        notes.append(f"- Not run, more than {limit}: {', '.join(too_large)}.")
-    if missing:
-        notes.append(f"- Not run yet: {', '.join(missing)}.")
-    reasons = sorted({code for r in done for code in r["reasons"]})
-    notes.append(
-        f"- Reasons of frozen groups: {', '.join(reasons)} (`fxgrow inspect` explains each)."
-    )
-    unknown = sorted({op for r in done for op in r["unsupported"]})
-    notes.append(f"- Operations without a rule: {', '.join(unknown) or 'none'}.")
-    lowest = min((r["coverage"] for r in done), default=0.0)
-    verdict = (
-        f"**{len(done)} models, {len(wrong)} with something wrong; "
-        f"lowest coverage {100 * lowest:.2f} %.**"
-    )
-    count = "every group alone" if options.singles is None else f"{options.singles} of them alone"
-    return PAGE.format(
-        versions=f"torch {torch.__version__}, torchvision {torchvision.__version__}",
-        singles=f"{count} by one step",
-        verdict=verdict,
-        head=f"| {' | '.join(COLUMNS)} |\n|---|{'--:|' * (len(COLUMNS) - 1)}",
-        rows="\n".join(map(row, done)),
-        notes="\n".join(notes),
-    )
-
-
 def catalogue():
-    """Name and parameters (millions) of torchvision's classifiers, smallest first."""
-    from torchvision import models
+    """Names of all models of the zoos."""
+    tests_first()
+    import zoo_models
 
-    sizes = {
-        name: models.get_model_weights(name).DEFAULT.meta["num_params"] / 1e6
-        for name in models.list_models(module=models)
-    }
-    return dict(sorted(sizes.items(), key=lambda item: item[1]))
+    return zoo_models.names()
+
+
+def merged(names, options):
+    """All results that are known: those of earlier runs, and over them those that lie here."""
+    known = {r["name"]: r for r in json.loads(KEPT.read_text("utf-8"))} if KEPT.exists() else {}
+    for name in names:
+        path = path_of(name, options)
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if is_right(result) or not (name in known and is_right(known[name])):
+                known[name] = {**result, "name": name}
+    return [known[name] for name in names if name in known]
 
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help="torchvision names; all by default")
+    parser.add_argument("models", nargs="*", help="patterns, e.g. 'timm:*'; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a model")
     parser.add_argument("--singles", type=int, help="groups to grow alone; all by default")
     parser.add_argument("--no-train", action="store_true", help="leave out the gradient check")
-    parser.add_argument("--max-params", type=float, default=700, help="in millions")
+    parser.add_argument("--peer", action="store_true", help="also Torch-Pruning (extra 'bench')")
     parser.add_argument("--out", type=Path, default=ROOT / "zoo-out")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "coverage.md")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    return parser.parse_args(given)
+    parser.add_argument("--one-peer", help=argparse.SUPPRESS)
+    options = parser.parse_args(given)
+    options.commit = commit()
+    return options
 
 
 def main():
     options = arguments()
     if options.one:
-        outcome = measure_here(options.one, options.singles, not options.no_train)
-        print(json.dumps(outcome))
+        print(json.dumps(measure_here(options.one, options.singles, not options.no_train)))
         return 0
-    sizes = catalogue()
-    names = [n for n in sizes if n in options.models or not options.models]
-    fitting = [n for n in names if sizes[n] <= options.max_params]
+    if options.one_peer:
+        print(json.dumps(peer_here(options.one_peer)))
+        return 0
+    names = catalogue()
+    chosen = [n for n in names if any(fnmatchcase(n, p) for p in options.models or ["*"])]
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda name: result_of(name, options), fitting))
-    paths = {n: options.out / f"{n}.json" for n in sizes}
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in paths.values() if p.exists()]
-    absent = [n for n, p in paths.items() if not p.exists()]
-    too_large = [n for n in absent if sizes[n] > options.max_params]
-    missing = [n for n in absent if n not in too_large]
+        list(pool.map(lambda name: result_of(name, options), chosen))
+    found = merged(names, options)
+    KEPT.parent.mkdir(parents=True, exist_ok=True)
+    KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    absent = [n for n in names if n not in {r["name"] for r in found}]
     options.page.parent.mkdir(parents=True, exist_ok=True)
-    options.page.write_text(page(found, missing, too_large, options), encoding="utf-8")
+    options.page.write_text(zoo_page.page(found, absent), encoding="utf-8")
     return 0 if all(map(is_right, found)) else 1
 
 

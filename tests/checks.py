@@ -132,13 +132,18 @@ def from_zero(slot):
     return slot.role == "consumer" and slot.filling.kind not in {"", "zero"}
 
 
-def new_entries(module, groups, roles, *, wanted=lambda slot: True):
+def from_later(group, slot):
+    """Whether an entry of a stream of zeros can only train once other writers have moved."""
+    return group.recipe == "zero" and slot.filling.kind == "zero"
+
+
+def new_entries(module, groups, roles, *, wanted=lambda group, slot: True):
     """Yield (where, parameter, dim, new positions) of the slots with these roles."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     for group in groups:
         for slot in group.slots:
             p = parameters.get(slot.tensor)
-            if slot.role in roles and p is not None and p.requires_grad and wanted(slot):
+            if slot.role in roles and p is not None and p.requires_grad and wanted(group, slot):
                 new = torch.from_numpy(slot.new.reshape(-1))
                 yield f"{group.name}: {slot.tensor}[{slot.dim}]", p, slot.dim, new
 
@@ -165,48 +170,83 @@ def untrained(module, groups, example, lr=1e-2, late=(), *, inplace=False):
 
     Fresh consumers must have a gradient at once (those called ``late`` after a step), and
     producers after one step. What reads a normalised stream has to wait a step, but is no
-    zero, and what writes new entries of means or zeros has a gradient at once.
+    zero, and what writes new entries of means or zeros has a gradient at once; only in a
+    stream of zeros, the last writers and their raw readers may wait for each other.
     """
     if not inplace:  # else ``module`` itself is trained: the largest fit in memory only once
         module = copy.deepcopy(module)
     problems = []
     backward(module, example)
     consumers = list(
-        new_entries(module, groups, {"consumer"}, wanted=lambda slot: not from_zero(slot))
+        new_entries(
+            module,
+            groups,
+            {"consumer"},
+            wanted=lambda group, slot: not (from_zero(slot) or from_later(group, slot)),
+        )
     )
     waiting = [c for c in consumers if any(name in c[0] for name in late)]
     consumers = [c for c in consumers if not any(name in c[0] for name in late)]
-    waiting += new_entries(module, groups, {"consumer"}, wanted=from_zero)
+    waiting += new_entries(
+        module,
+        groups,
+        {"consumer"},
+        wanted=lambda group, slot: from_zero(slot) or from_later(group, slot),
+    )
     problems += _dead(module, groups, late)
     before = [p.detach().index_select(d, i).clone() for _, p, d, i in consumers]
     for where, p, dim, new in consumers:
         if p.grad is None or not p.grad.index_select(dim, new).any():
             problems.append(f"{where}: consumer without gradient")
-    torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr).step()
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr)
+    optimizer.step()
     for (where, p, dim, new), old in zip(consumers, before, strict=True):
         if torch.equal(p.detach().index_select(dim, new), old):
             problems.append(f"{where}: consumer does not move")
     backward(module, example)
-    for where, p, dim, new in [*waiting, *new_entries(module, groups, {"producer", "norm"})]:
-        # A bias may have none by mathematics: before a norm, or added to keys.
-        if p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any()):
-            problems.append(f"{where}: producer without gradient after a step")
-    return problems
+    waiting += new_entries(module, groups, {"producer", "norm"})
+    patience = 2 if any(g.recipe == "zero" for g in groups) else 0
+    while patience and any(map(_still, waiting)):
+        patience -= 1
+        optimizer.step()
+        backward(module, example)
+    return problems + [f"{w[0]}: without gradient after some steps" for w in waiting if _still(w)]
+
+
+def _still(entry):
+    """Whether entries have no gradient."""
+    _, p, dim, new = entry
+    # A bias may have none by mathematics: before a norm, or added to keys.
+    return p.grad is None or (p.ndim > 1 and not p.grad.index_select(dim, new).any())
 
 
 def _dead(module, groups, late):
     """Units of streams that are zero on both sides, or whose writers have no gradient."""
     problems = []
-    for where, p, dim, new in new_entries(module, groups, {"consumer"}, wanted=from_zero):
+    for where, p, dim, new in new_entries(
+        module, groups, {"consumer"}, wanted=lambda _, slot: from_zero(slot)
+    ):
         if not p.index_select(dim, new).any() and not any(name in where for name in late):
             problems.append(f"{where}: zero on both sides")
     kinds = {"mean", "zero"}
-    for where, p, dim, new in new_entries(
-        module, groups, {"producer"}, wanted=lambda slot: slot.filling.kind in kinds
-    ):
-        moves = p.grad is not None and p.grad.index_select(dim, new).any()
-        if not moves and not any(name in where for name in late):
-            problems.append(f"{where}: writer of a stream without gradient")
+    for group in groups:
+        writers = list(
+            new_entries(
+                module, [group], {"producer"}, wanted=lambda _, slot: slot.filling.kind in kinds
+            )
+        )
+        still = [
+            where
+            for where, p, dim, new in writers
+            if p.grad is None or not p.grad.index_select(dim, new).any()
+        ]
+        if group.recipe == "zero" and len(still) < len(writers):
+            continue  # the others move first
+        problems += [
+            f"{where}: writer of a stream without gradient"
+            for where in still
+            if not any(name in where for name in late)
+        ]
     return problems
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 import torch
 import torchvision
 import zoo
 import zoo_models
-from conftest import ROOT
 from torchvision.models import swin_transformer
 
 import fxgrow
@@ -37,11 +34,6 @@ CONVOLUTIONAL = {
 # Seconds a group: one of them alone will do.
 HEAVY = {"alexnet", "vgg", "resnext", "wide_resnet", "densenet", "inception", "convnext"}
 HEAVY |= {"efficientnet_v2"}
-ALL = torchvision.models.list_models(module=torchvision.models)
-
-
-def is_convolutional(name):
-    return not name.startswith(("vit", "swin", "maxvit"))
 
 
 def small_inception():
@@ -92,23 +84,3 @@ def test_a_small_one_of_a_transformer_family(family):
     assert any("mlp" in name for name in names), "no MLP width grows"
     assert any(name.endswith(("qkv", "self_attention")) for name in names), "no heads grow"
     assert zoo.check_model(family, built=built).wrong == []
-
-
-def benchmark():
-    """``benchmarks/zoo.py``, under a name of its own: the tests have a zoo, too."""
-    spec = importlib.util.spec_from_file_location("zoo_benchmark", ROOT / "benchmarks" / "zoo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.zoo
-@pytest.mark.timeout(7300)
-@pytest.mark.parametrize("name", ALL)
-def test_every_classifier(name):
-    """Every group alone, and all at once; results are kept in ``zoo-out`` (resumable)."""
-    outcome = benchmark().result_of(name, benchmark().arguments(["--timeout", "7200"]))
-    assert outcome.get("failed") is None
-    assert outcome["wrong"] == []
-    if is_convolutional(name):
-        assert outcome["coverage"] >= 0.99, outcome["reasons"]
