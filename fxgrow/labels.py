@@ -103,6 +103,7 @@ class LabelBook:
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
+    rivals: list[Meeting] = field(default_factory=list)
     weights: WeightAxes = field(default_factory=WeightAxes)
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
     grounded: set[Term] = field(default_factory=set)
@@ -296,7 +297,7 @@ class LabelBook:
             else:
                 # A position lies in one unit only: of two axes over it, the outer one grows.
                 for rest in alike[1:]:
-                    self.freeze(result[rest].labels, "inner_axis", where)
+                    self.rivals.append(Meeting(result[index].labels, result[rest].labels, where))
         other = result[index]
         self.unite(other.labels, plane.labels)
         self.couplings.append(Meeting(other.labels, plane.labels, where))
@@ -374,6 +375,9 @@ class LabelBook:
             else:
                 self.unite(a, b)
                 self.couplings.append(Meeting(a, b, where))
+        for a, b, where in self.rivals:
+            if not np.array_equal(self.find(a), self.find(b)):  # else one axis by now
+                self.freeze(b, "inner_axis", where)
         for labels, dims, where in self.unlabelled:
             if not self._constant(labels, dims):
                 self.freeze(labels, "unlabelled", where)
