@@ -14,78 +14,22 @@ channel?) is written down as an event and decided in :meth:`LabelBook.settle`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .flows import Flow, grounds, without
+from .events import Closing, Frozen, Meeting, Mixing, Reshape, Unlabelled, Where
+from .flows import grounds, without
+from .inner import closure, is_inner
 from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .flows import Combine, Term
+    from .flows import Combine, Flow, Term
 
-
-class Where(NamedTuple):
-    """Where an event happened: the operation's name and the index of its node."""
-
-    op: str
-    site: object
-
-
-class Frozen(NamedTuple):
-    """These labels can't grow, because of ``code``."""
-
-    labels: Labels
-    code: str
-    where: Where
-
-
-class Meeting(NamedTuple):
-    """Two planes that share some, but not all, of their dimensions."""
-
-    a: Labels
-    b: Labels
-    where: Where
-
-
-class Unlabelled(NamedTuple):
-    """A plane lies along ``dims`` on something that carries no label."""
-
-    labels: Labels
-    dims: tuple[int, ...]
-    where: Where
-
-
-class Closing(NamedTuple):
-    """A plane is summed away; one of ``partners`` (labels, axis) must close it."""
-
-    labels: Labels
-    partners: tuple[tuple[Labels, Axis], ...]
-    where: Where
-
-
-class Mixing(NamedTuple):
-    """A plane is reduced away by an operation that mixes its units.
-
-    ``gains`` are the axes of the weights that its result is multiplied with.
-    """
-
-    labels: Labels
-    code: str
-    where: Where
-    flow: Flow | None = None
-    gains: tuple[Axis, ...] = ()
-
-
-class Reshape(NamedTuple):
-    """One reshaped block of dimensions: the labels before and after."""
-
-    before: Labels
-    after: Labels
-    where: Where
+__all__ = ["Closing", "Frozen", "LabelBook", "Meeting", "Mixing", "Reshape", "Unlabelled", "Where"]
 
 
 @dataclass
@@ -107,6 +51,8 @@ class LabelBook:
     weights: WeightAxes = field(default_factory=WeightAxes)
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
     grounded: set[Term] = field(default_factory=set)
+    outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
+    zeroed: dict[Axis, Labels] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -309,10 +255,17 @@ class LabelBook:
 
     # -- reducing --------------------------------------------------------------
 
-    def contract(self, planes: Sequence[Plane], dims: Sequence[int], where: Where) -> list[Plane]:
-        """Sum over ``dims``: partial overlaps merge units, whole planes must close."""
+    def contract(
+        self, planes: Sequence[Plane], dims: Sequence[int], where: Where, *, closed: bool = False
+    ) -> list[Plane]:
+        """Sum over ``dims``: partial overlaps merge units, whole planes must close.
+
+        ``closed``: those that grow by their inner axis are closed already.
+        """
         gone, kept = self._split(planes, dims)
         for plane in gone:
+            if closed and is_inner(self, plane.labels):
+                continue
             axis = self.weights.closer(plane.zero)
             if axis is not None:
                 self.closers.setdefault(axis, []).append(where)
@@ -358,6 +311,9 @@ class LabelBook:
                 kept.append(plane)
             elif len(hit) == len(plane.dims):
                 gone.append(plane)
+            elif is_inner(self, plane.labels):
+                rest = [d for d in plane.dims if d not in hit]
+                gone.append(self.merge_along(plane, rest)._replace(flow=plane.flow))
             else:
                 kept.append(self.merge_along(plane, hit))
         return gone, kept
@@ -375,12 +331,16 @@ class LabelBook:
             else:
                 self.unite(a, b)
                 self.couplings.append(Meeting(a, b, where))
+        closure(self)
         for a, b, where in self.rivals:
             if not np.array_equal(self.find(a), self.find(b)):  # else one axis by now
                 self.freeze(b, "inner_axis", where)
         for labels, dims, where in self.unlabelled:
             if not self._constant(labels, dims):
                 self.freeze(labels, "unlabelled", where)
+        self._settle_closings()
+
+    def _settle_closings(self) -> None:
         for labels, partners, where in self.closings:
             closed = False
             for other, axis in partners:

@@ -231,6 +231,17 @@ def _narrow(site: Site) -> None:
     site.node.args = (x, dim, cut.start, cut.stop - cut.start)
 
 
+def _scaled(site: Site) -> None:
+    """Attention whose kernel takes its scale from the size of heads keeps the scale it had."""
+    keep_numbers(site)
+    query, _ = _argument(site.node, 0, "query")
+    before = site.planes.get(query)
+    if isinstance(before, Noted) and site.node.kwargs.get("scale") is None:
+        old, new = before.shape[-1], site.values[query].shape[-1]
+        if old != new:
+            site.node.update_kwarg("scale", old**-0.5)
+
+
 def _argument(node: fx.Node, position: int, name: str) -> tuple[Any, Callable[[Any], None]]:
     if len(node.args) > position:
         return node.args[position], lambda value: node.update_arg(position, value)
@@ -285,6 +296,7 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     F.conv2d: _conv,
     F.conv3d: _conv,
     F.group_norm: _group_norm,
+    F.scaled_dot_product_attention: _scaled,
     **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), _layer_norm),
 }
 
@@ -301,7 +313,7 @@ ARITHMETIC = {
         operator.imul,
         operator.itruediv,
     ),
-    *(torch.mul, torch.div, torch.add, torch.sub, torch.pow, F.scaled_dot_product_attention),
+    *(torch.mul, torch.div, torch.add, torch.sub, torch.pow),
     *("mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow"),
 }
 

@@ -16,6 +16,7 @@ from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
+from .inner import widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
@@ -332,7 +333,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     """Run the widened graphs under labels; compare their partition with the expected one."""
     root = widened.root
     names = tensor_names(root)
-    state = Propagation({id(t): name for name, t in names.items()})
+    outer = widened_units(analysis.state.outer, layout)
+    state = Propagation({id(t): name for name, t in names.items()}, outer)
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
