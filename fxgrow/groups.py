@@ -95,10 +95,11 @@ def _freeze_irregular(
             own = roots[labels]
             if own.size <= 1 or (frozen_by[own] >= 0).all():
                 continue
-            if len(book.varying(labels)) > 1:
+            vary, sizes = len(book.varying(labels)), sum(n > 1 for n in labels.shape)
+            if vary > 1 or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(_reason("reshape", where))
+                reasons.append(_reason("reshape" if vary else "inner_mixed", where))
 
 
 def _reason(code: str, where: Where | None) -> Reason:
@@ -154,7 +155,8 @@ def group_units(analysis: Analysis) -> Grouping:
         if alike not in shared:
             cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
             pieces = np.split(order, cuts) if len(cuts) else [order]
-            if analysis.state.outer:  # several groups along one axis: named in order
+            # Groups of one axis are named in order: queries, values.
+            if analysis.state.outer or analysis.state.book.zeroed:
                 pieces.sort(key=lambda own: int(own.min()))
             keys = [int(groups[start + positions[0]]) for positions in pieces]
             shared[alike] = [

@@ -7,7 +7,7 @@ inner axis over all of them. Which labels those are is taken from a first analys
 units: a grid is a plane along some, but not all, of whose dimensions the outer units vary.
 
 What is summed away over the inner axis (queries times keys) is kept by zeros in one of the
-factors: :func:`close` finds the entries that make it zero.
+factors: :func:`closing` finds the entries that make it zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .events import Frozen, Where
 from .ir import Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .ir import Group, Role
     from .labels import LabelBook
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUFFIX",
-    "close",
+    "closing",
     "closure",
     "freeze_inner",
     "is_inner",
@@ -135,31 +135,40 @@ def structural(book: LabelBook, planes: Iterable[Plane]) -> list[Plane]:
     return result
 
 
-def close(state: Propagation, operands: Sequence[Sequence[Plane]], over: Sequence[int]) -> bool:
+def closing(
+    state: Propagation, operands: Sequence[Sequence[Plane]], over: Sequence[int]
+) -> Callable[[], bool]:
     """Find entries of one operand that, when zero, keep a product summed ``over`` as it is.
 
     The first operand (queries) is preferred: a bias of keys has no gradient, for the softmax
-    does not see it. What is a factor twice has no slope at zero, and is left open.
+    does not see it. What is a factor twice has no slope at zero, and is left open. To be
+    called before the operands' labels meet; the result, called when the product is summed,
+    plans the zeros and says whether there are any.
     """
     book = state.book
-    gone = [
-        [p for p in planes if set(p.dims) & set(over) and is_inner(book, p.labels)]
-        for planes in operands
-    ]
-    if any(own and all(_is_zeroed(state, plane) for plane in own) for own in gone):
-        return True
+    gone = [[p for p in planes if _is_gone(book, p, over)] for planes in operands]
+    if not all(gone):
+        return lambda: False
+    if any(all(_is_zeroed(state, plane) for plane in own) for own in gone):
+        return lambda: True
     first, second = ({r for p in own for r in book.find(p.labels).flat} for own in gone)
-    if first & second:
-        return False
-    for rank in (2, 1):
-        for own in gone:
-            found = [_entries(state, plane, rank) for plane in own]
-            if found and all(found):
-                for axis, labels in (entry for entries in found for entry in entries):
-                    known = book.zeroed.get(axis, labels)
-                    book.zeroed[axis] = np.union1d(known, labels)
-                return True
-    return False
+    choices = [[_entries(state, plane, rank) for plane in own] for rank in (2, 1) for own in gone]
+    found = next((choice for choice in choices if all(choice)), None)
+    if found is None or first & second:
+        return lambda: False
+
+    def plan() -> bool:
+        for axis, labels in (entry for entries in found for entry in entries):
+            book.zeroed[axis] = np.union1d(book.zeroed.get(axis, labels), labels)
+        return True
+
+    return plan
+
+
+def _is_gone(book: LabelBook, plane: Plane, over: Sequence[int]) -> bool:
+    """Whether a sum over these dimensions leaves nothing of a plane."""
+    hit = set(plane.dims) & set(over)
+    return bool(hit) and (len(hit) == len(plane.dims) or is_inner(book, plane.labels))
 
 
 def _terms(plane: Plane) -> list[tuple[Axis, ...]]:
@@ -208,8 +217,12 @@ def closure(book: LabelBook) -> None:
     still varies along several dimensions, the largest is the inner axis, and units are united
     along the others: they grow together.
     """
+    zeroed = _zeroed(book)
     for _, after, _ in book.reshapes:
-        if after.ndim > 1 and is_inner(book, after):
+        split = after.ndim > 1 and (
+            is_inner(book, after) or np.isin(book.find(after), zeroed).any()
+        )
+        if split:
             vary = sorted(book.varying(after), key=lambda d: (after.shape[d], d))
             for dim in vary[:-1]:
                 book.unite(after, after.take([0], axis=dim))
@@ -219,23 +232,30 @@ def closure(book: LabelBook) -> None:
 
 
 def freeze_inner(state: Propagation) -> None:
-    """Freeze inner units that lie along a table, or that an operation mixes."""
+    """Freeze inner units that lie along a table, or that an operation mixes.
+
+    Units that close a product by zeros can't be mixed either: a norm would see the rest.
+    """
     book = state.book
-    roots = _spanning(book)
-    if not len(roots):
-        return
+    spanning, zeroed = _spanning(book), _zeroed(book)
     early = [
         Frozen(labels, "inner_table", Where("", None))
         for axis, labels in state.axes.items()
         if not book.weights.rank.get(axis, 2) and "norm" not in state.roles.get(axis, ())
-        if np.isin(book.find(labels), roots).any()
+        if len(spanning) and np.isin(book.find(labels), spanning).any()
     ]
+    held = np.concatenate([spanning, zeroed])
     early += [
         Frozen(mixing.labels, mixing.code, mixing.where)
         for mixing in book.mixings
-        if np.isin(book.find(mixing.labels), roots).any()
+        if len(held) and np.isin(book.find(mixing.labels), held).any()
     ]
     book.frozen[:0] = early
+
+
+def _zeroed(book: LabelBook) -> Labels:
+    """Roots of units with entries that are planned to be zero."""
+    return book.find(np.concatenate([[0], *book.zeroed.values()]))[1:]
 
 
 def _spanning(book: LabelBook) -> Labels:

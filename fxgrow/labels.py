@@ -25,7 +25,7 @@ from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from .flows import Combine, Flow, Term
 
@@ -202,7 +202,7 @@ class LabelBook:
         self._unite_columns(np.array([head.labels, *(p.labels for p in rest)]))
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
-        return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)
+        return Plane(head.labels, _once([head.zero, *(p.zero for p in rest)]), own)
 
     @staticmethod
     def _covered(
@@ -247,31 +247,35 @@ class LabelBook:
         other = result[index]
         self.unite(other.labels, plane.labels)
         self.couplings.append(Meeting(other.labels, plane.labels, where))
-        # Squares have no slope at zero: what is a factor twice could never leave it.
-        twice = set(other.zero) & set(plane.zero)
-        zero = tuple(a for a in other.zero + plane.zero if a not in twice)
-        result[index] = Plane(other.labels, zero)
+        result[index] = Plane(other.labels, _once([other.zero, plane.zero]))
         return index
 
     # -- reducing --------------------------------------------------------------
 
     def contract(
-        self, planes: Sequence[Plane], dims: Sequence[int], where: Where, *, closed: bool = False
+        self,
+        planes: Sequence[Plane],
+        dims: Sequence[int],
+        where: Where,
+        *,
+        closing: Callable[[], bool] | None = None,
     ) -> list[Plane]:
         """Sum over ``dims``: partial overlaps merge units, whole planes must close.
 
-        ``closed``: those that grow by their inner axis are closed already.
+        ``closing``, of products of two activations, looks for entries of one that close it.
         """
         gone, kept = self._split(planes, dims)
+        if gone and closing is not None and closing():
+            return kept
         for plane in gone:
-            if closed and is_inner(self, plane.labels):
-                continue
             axis = self.weights.closer(plane.zero)
-            if axis is not None:
+            # Both activations would rest at zero: neither has a slope there.
+            dead = closing is not None and plane.flow is not None and plane.flow.still
+            if axis is not None and not dead:
                 self.closers.setdefault(axis, []).append(where)
                 self._read(axis, plane.flow)
             else:
-                able = [(p.labels, self.weights.closer(p.zero)) for p in gone]
+                able = [(p.labels, self.weights.closer(p.zero)) for p in gone if not dead]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept
@@ -361,3 +365,9 @@ class LabelBook:
         return [
             d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
         ]
+
+
+def _once(zeros: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    """Join factors; squares have no slope at zero: what is one twice could never leave it."""
+    joined = [axis for zero in zeros for axis in zero]
+    return tuple(axis for axis in joined if joined.count(axis) == 1)

@@ -42,7 +42,9 @@ class Sizes:
             gain = self.gain[labels]
             lines = {}
             if gain.any():
-                for dim in self.book.varying(labels):
+                alone = [d for d in range(labels.ndim) if labels.shape[d] > 1]
+                # Where all positions are one unit, they lie along the only dimension.
+                for dim in self.book.varying(labels) or alone * (len(alone) == 1):
                     rest = tuple(d for d in range(gain.ndim) if d != dim)
                     lines[dim] = np.asarray(gain.max(axis=rest))
             known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken

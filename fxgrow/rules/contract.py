@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..flows import product, total
-from ..inner import close, is_inner
+from ..inner import closing, is_inner
 from ..planes import Plane
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def contraction(
     """
     (pa, shape_a, weight_a), (pb, shape_b, weight_b) = a, b
     where = state.where(op)
-    closed = bool(state.outer) and not (weight_a or weight_b) and close(state, (pa, pb), over)
+    two = None if weight_a or weight_b else closing(state, (pa, pb), over)
     weight = (pb if weight_b else pa) if weight_a != weight_b else None
     if weight is not None:
         state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
@@ -75,7 +75,7 @@ def contraction(
     for sa, sb in zip(shape_a, shape_b, strict=True):
         flops *= max(sa, sb)
     state.count_flops(flops, weight, met)
-    return state.book.contract(met, over, where, closed=closed)
+    return state.book.contract(met, over, where, closing=two)
 
 
 def _matmul(
