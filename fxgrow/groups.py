@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import fx
 
 from .aligned import in_steps
-from .inner import SUFFIX, slots_of, spans
+from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
 from .messages import MESSAGES
 from .plan import CostModel
@@ -265,7 +265,7 @@ def _finish(
         if reason is None:
             reason = _useless(analysis, slots)
         inner = spans(analysis.state, slots)
-        if inner and reason is None and len(slots[0].positions) == 1:
+        if reason is None and is_one(analysis.state, slots):
             reason = _reason("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
         if reason is None and key in streams:

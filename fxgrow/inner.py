@@ -35,6 +35,7 @@ __all__ = [
     "closure",
     "freeze_inner",
     "is_inner",
+    "is_one",
     "mark",
     "matches",
     "outer_units",
@@ -269,13 +270,22 @@ def _spanning(book: LabelBook) -> Labels:
 
 
 def spans(state: Propagation, slots: Iterable[Slot]) -> bool:
-    """Whether the units of these slots lie in several outer units each."""
+    """Whether units lie in several outer units each, or several of them in one."""
     if state.book.outer is None:
         return False
-    units = [
-        _units(state.book, state.axes[slot.tensor, slot.dim][slot.positions[0]]) for slot in slots
-    ]
-    return len(set(np.concatenate(units).tolist()) - {0}) > 1
+    for slot in slots:
+        outer = _units(state.book, state.axes[slot.tensor, slot.dim][slot.positions])
+        first = outer[:, :1]
+        if (outer != first).any() or (first.all() and len(np.unique(first)) < len(first)):
+            return True
+    return False
+
+
+def is_one(state: Propagation, slots: Sequence[Slot]) -> bool:
+    """Whether operations have made one unit of what was to grow inside."""
+    return len(slots[0].positions) == 1 and any(
+        is_inner(state.book, state.axes[slot.tensor, slot.dim][slot.positions]) for slot in slots
+    )
 
 
 def slots_of(state: Propagation, axis: Axis, role: Role, at: Labels) -> list[Slot]:

@@ -232,8 +232,9 @@ def _outer(grouping: Grouping, patterns: Sequence[str]) -> dict[Axis, Labels]:
 def _check_inner(grouping: Grouping, patterns: Sequence[str]) -> None:
     if not any(SUFFIX in group.name for group in (*grouping.groups, *grouping.frozen)):
         raise InputError(
-            f"inner={list(patterns)}: no group that matches has an inner axis; heads and "
-            "convolution groups of several rows have one (rows_per_unit in fxgrow inspect)"
+            f"inner={list(patterns)}: no group that matches has an inner axis to grow by instead; "
+            "heads and convolution groups of several rows have one, a single head grows by it "
+            "anyway (see rows_per_unit in fxgrow inspect)"
         )
 
 

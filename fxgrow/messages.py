@@ -35,5 +35,5 @@ MESSAGES = {
     ),
     "excluded": "left out by include/exclude",
     "inner_table": "a table of the old size (such as rotary frequencies) lies along the inner axis",
-    "inner_mixed": "operations mix all positions of these axes: they are one unit, which none can join",
+    "inner_mixed": "operations mix all positions of these axes: they are one unit, and stay it",
 }

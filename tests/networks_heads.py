@@ -131,11 +131,11 @@ class MultiQuery(nn.Module):
 class Packed(nn.Module):
     """One layer for all three; ``layout`` says how they are packed."""
 
-    def __init__(self, layout="3hd", bias=True):
+    def __init__(self, layout="3hd", bias=True, heads=HEADS):
         super().__init__()
-        self.heads, self.layout, self.scale = HEADS, layout, SIZE**-0.5
-        self.qkv = nn.Linear(WIDTH, 3 * HEADS * SIZE, bias=bias)
-        self.proj = nn.Linear(HEADS * SIZE, WIDTH)
+        self.heads, self.layout, self.scale = heads, layout, SIZE**-0.5
+        self.qkv = nn.Linear(WIDTH, 3 * heads * SIZE, bias=bias)
+        self.proj = nn.Linear(heads * SIZE, WIDTH)
 
     def unpacked(self, x):
         b, n, _ = x.shape
@@ -149,8 +149,8 @@ class Packed(nn.Module):
         if self.layout == "3d of a head":
             return qkv.view(b, n, h, 3 * d).transpose(1, 2).chunk(3, -1)
         if self.layout == "split":
-            return [heads_of(part) for part in qkv.split(h * d, -1)]
-        return [heads_of(part) for part in qkv.chunk(3, -1)]
+            return [heads_of(part, h) for part in qkv.split(h * d, -1)]
+        return [heads_of(part, h) for part in qkv.chunk(3, -1)]
 
     def forward(self, x):
         q, k, v = self.unpacked(x)
@@ -206,8 +206,8 @@ class RotaryNow(Attention):
 class Normed(Attention):
     """Queries and keys normalised over each head."""
 
-    def __init__(self, norm=nn.LayerNorm):
-        super().__init__()
+    def __init__(self, norm=nn.LayerNorm, **given):
+        super().__init__(**given)
         self.norm = norm(SIZE)
 
     def turned(self, x):
@@ -229,10 +229,10 @@ class Cosine(Attention):
 class Torch(nn.Module):
     """``nn.MultiheadAttention``, in its many forms."""
 
-    def __init__(self, cross=False, **given):
+    def __init__(self, cross=False, heads=HEADS, **given):
         super().__init__()
         self.stem = nn.Linear(WIDTH, WIDTH)
-        self.attention = nn.MultiheadAttention(WIDTH, HEADS, **given)
+        self.attention = nn.MultiheadAttention(WIDTH, heads, **given)
         self.out, self.cross = nn.Linear(WIDTH, WIDTH), cross
 
     def forward(self, x, source=None):
@@ -266,8 +266,8 @@ class Relative(Packed):
 class RelativeKeys(Attention):
     """Queries meet embeddings of the relative positions (Shaw)."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **given):
+        super().__init__(**given)
         self.near = nn.Parameter(torch.randn(6, 6, SIZE))
 
     def attend(self, q, k, v):
@@ -414,4 +414,73 @@ HEADED = {
     "encoder_batch_first": (encoder(batch_first=True), TOKENS),
     "encoder_norm_first": (encoder(batch_first=True, norm_first=True), TOKENS),
     "decoder": (decoder, (TOKENS, CONTEXT)),
+}
+ONE = {"heads": 1, "shared": 1}
+ONE_HEAD = {
+    "separate": (in_block(Attention, **ONE), TOKENS),
+    "no_bias": (in_block(Attention, bias=False, **ONE), TOKENS),
+    "default_scale": (in_block(Default, **ONE), TOKENS),
+    "batched": (in_block(Batched, **ONE), TOKENS),
+    "packed_3hd": (in_block(Packed, heads=1), TOKENS),
+    "packed_hd3": (in_block(Packed, "hd3", heads=1), TOKENS),
+    "packed_split": (in_block(Packed, "split", heads=1), TOKENS),
+    "packed_chunk": (in_block(Packed, "chunk", bias=False, heads=1), TOKENS),
+    "torch": (lambda: Torch(heads=1), TOKENS),
+    "torch_no_bias": (lambda: Torch(heads=1, bias=False), TOKENS),
+    "rms_normed": (in_block(Normed, nn.RMSNorm, **ONE), TOKENS),
+    "normed": (in_block(Normed, **ONE), TOKENS),
+    "rotary": (in_block(Rotary, **ONE), TOKENS),
+}
+
+
+class Grouped2d(nn.Module):
+    """A bottleneck around a grouped convolution (ResNeXt)."""
+
+    def __init__(self, groups=3, out=12, norm=nn.BatchNorm2d, again=False):
+        super().__init__()
+        self.a, self.n = nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12)
+        self.b, self.m = nn.Conv2d(12, out, 3, padding=1, groups=groups), norm(out)
+        self.again = nn.Conv2d(out, out, 3, padding=1, groups=groups) if again else nn.Identity()
+        self.c = nn.Conv2d(out, 5, 1)
+
+    def forward(self, x):
+        x = F.silu(self.m(self.b(F.silu(self.n(self.a(x))))))
+        return self.c(self.again(x)).mean((2, 3))
+
+
+class Functional(nn.Module):
+    """A grouped convolution whose weight is a parameter of the model's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.c = nn.Conv1d(3, 12, 1), nn.Conv1d(12, 5, 1)
+        self.w = nn.Parameter(torch.randn(12, 4, 3))
+
+    def forward(self, x):
+        return self.c(F.conv1d(self.a(x).tanh(), self.w, padding=1, groups=3))
+
+
+class SplitAttention(nn.Module):
+    """Halves of the channels weighed against each other (ResNeSt)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=2)
+        self.up, self.down = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 12, 1)
+        self.c = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        x = F.relu(self.b(self.a(x).tanh()))
+        b, c, h, w = x.shape
+        x = x.view(b, 2, c // 2, h, w)
+        weights = self.down(F.silu(self.up(x.sum(1).mean((2, 3), keepdim=True))))
+        return self.c((x * weights.view(b, 2, c // 2, 1, 1).softmax(1)).sum(1))
+
+
+PICTURE = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(8))
+CONVOLUTIONS = {
+    "grouped": (Grouped2d, PICTURE),
+    "more_outputs": (lambda: Grouped2d(out=24), PICTURE),
+    "twice": (lambda: Grouped2d(again=True), PICTURE),
+    "functional": (Functional, torch.randn(2, 3, 7)),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import doubled, errors, randomised, step, untrained
-from networks_heads import HEADED, HEADS
+from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttention
 
 import fxgrow
 from fxgrow.errors import VerificationError
@@ -79,3 +79,33 @@ def test_torch_attention_written_out(options, masked):
         torch.testing.assert_close(found[0], wanted[0])
         if need_weights:
             torch.testing.assert_close(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("name", ONE_HEAD)
+def test_one_head_grows_inside(name):
+    """Of one head, queries with keys and values are groups (packed in a view: one group)."""
+    model, example = built(name, ONE_HEAD)
+    inspection = fxgrow.inspect(model, example)
+    writers = [g for g in inspection.groups if g.width in {SIZE, 12} and "attention" in g.name]
+    held = {g.reason.code for g in inspection.frozen} - {"output", "unlabelled"}
+    mixed = name in {"normed", "rms_normed", "rotary"}
+    assert bool(held) == mixed
+    assert len([g for g in writers if "out_proj" not in g.name]) == (
+        1 if mixed or name in {"packed_3hd", "packed_hd3"} else 2
+    )
+    for group in inspection.groups:
+        grown = rewrite(model, inspection, {group.name: step(group, 1)})
+        assert max(errors(model, grown.module, example)) <= EXACT, group.name
+    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+
+
+def test_channels_that_are_one_unit_are_frozen():
+    """Split attention mixes halves and groups: nothing can be added to what they are."""
+    torch.manual_seed(0)
+    model, example = randomised(SplitAttention()), PICTURE.double()
+    inspection = fxgrow.inspect(model, example)
+    assert "inner_mixed" in {g.reason.code for g in inspection.frozen}
+    growth = fxgrow.widen(model, example, 2)
+    assert max(errors(model, growth.module, example)) <= EXACT
