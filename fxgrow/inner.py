@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .planes import Axis, Labels, Plane
     from .propagate import Propagation
 
+    Joined = tuple[tuple[Axis, Labels], ...]  # the two sides: an axis, a position for each unit
+
 __all__ = [
     "SUFFIX",
     "closing",
@@ -36,6 +38,8 @@ __all__ = [
     "freeze_inner",
     "is_inner",
     "is_one",
+    "join",
+    "join_again",
     "mark",
     "matches",
     "outer_units",
@@ -227,6 +231,27 @@ def closure(book: LabelBook) -> None:
             vary = sorted(book.varying(after), key=lambda d: (after.shape[d], d))
             for dim in vary[:-1]:
                 book.unite(after, after.take([0], axis=dim))
+
+
+def join(state: Propagation, first: Slot, second: Slot) -> None:
+    """Unite the units of two groups of one width, each given by a slot, one by one."""
+    ends = tuple(((s.tensor, s.dim), s.positions[:, 0]) for s in (first, second))
+    (one, here), (two, there) = ends
+    state.book.unite(state.axes[one][here], state.axes[two][there])
+    state.joined.append(ends)
+
+
+def join_again(state: Propagation, joined: Sequence[Joined], layout: Layout) -> None:
+    """Unite at the new width what was united before: clones with clones of the same unit."""
+    for ends in joined:
+        labels = []
+        for axis, positions in ends:
+            units = layout.units[axis]
+            source = layout.sources.get(axis, np.arange(len(units)))
+            mine = np.flatnonzero(np.isin(source, positions))
+            labels.append(state.axes[axis][mine[np.argsort(units[mine])]])
+        if len(labels[0]) == len(labels[1]):  # else the partition check will tell
+            state.book.unite(labels[0], labels[1])
 
 
 # -- groups ----------------------------------------------------------------------------

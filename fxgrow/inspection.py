@@ -22,7 +22,7 @@ from .pages.text import dot, graphml
 from .pages.view import inspection_view
 from .plain import collector_paused, plain
 from .printable import quoted
-from .solve import freeze_hidden
+from .solve import freeze_hidden, join_hidden
 from .trace import trace
 from .wrapping import unwrap
 
@@ -216,8 +216,11 @@ def inspect_model(
 
 def _grouped(analysis: Analysis) -> Grouping:
     """Collect the groups; those that a size in Python code holds back are frozen."""
+    root, state = analysis.traced.root, analysis.state
     grouping = group_units(analysis)
-    if freeze_hidden(analysis.traced.root, analysis.state, grouping.groups):
+    if join_hidden(root, state, [g for g in grouping.groups if SUFFIX in g.name]):
+        grouping = group_units(analysis)
+    if freeze_hidden(root, state, grouping.groups):
         return group_units(analysis)
     return grouping
 

@@ -24,6 +24,7 @@ from .planes import Axis, Labels, Plane
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .inner import Joined
     from .witness import Equation, Witness
 
 Planes = tuple[Plane, ...]
@@ -81,6 +82,7 @@ class Propagation:
 
     names: Mapping[int, str]
     outer: Mapping[Axis, Labels] = field(default_factory=dict)  # see fxgrow.inner
+    joined: list[Joined] = field(default_factory=list)
     book: LabelBook = field(default_factory=LabelBook)
     axes: dict[Axis, Labels] = field(default_factory=dict)
     roles: dict[Axis, set[str]] = field(default_factory=dict)

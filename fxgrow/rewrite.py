@@ -16,7 +16,7 @@ from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
-from .inner import widened_units
+from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
@@ -359,6 +359,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 run.run(list(graph.nodes))
         for name, module in modules.items():
             widened.edits.extend(patch_parametrized(module, name))
+    join_again(state, analysis.state.joined, layout)
     state.book.settle()
     check_partition(state, layout)
 
