@@ -69,6 +69,7 @@ def expand(
     ] = "auto",
     include: use.Include = None,
     exclude: use.Exclude = None,
+    inner: use.Inner = None,
     seed: use.Seed = 0,
     device: use.Device = None,
     batch_size: Annotated[
@@ -105,6 +106,7 @@ def expand(
         "round_to": round_to,
         "include": include or (),
         "exclude": exclude or (),
+        "inner": inner or (),
         "seed": seed,
     }
     growing: dict[str, Any] = {
@@ -167,6 +169,7 @@ def widen(
     ],
     include: use.Include = None,
     exclude: use.Exclude = None,
+    inner: use.Inner = None,
     input: use.Shape = None,
     arch: use.Arch = None,
     model_kwargs: use.ModelKwargs = None,
@@ -196,7 +199,7 @@ def widen(
         source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or ())
         screen.note(f"{model}: {found.summary}")
-        chosen = {"include": include or (), "exclude": exclude or ()}
+        chosen = {"include": include or (), "exclude": exclude or (), "inner": inner or ()}
         report = work.widen(found, additions, chosen, seed=seed, path=target, dry_run=dry_run)
         _show(screen, report)
 

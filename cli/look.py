@@ -23,6 +23,7 @@ def inspect(
     input: use.Shape = None,
     include: use.Include = None,
     exclude: use.Exclude = None,
+    inner: use.Inner = None,
     arch: use.Arch = None,
     model_kwargs: use.ModelKwargs = None,
     trust_pickle: use.TrustPickle = False,
@@ -67,7 +68,7 @@ def inspect(
         screen.note(f"{model}: {found.summary}")
         if found.inputs is None:
             found = watching.with_inputs_of(found, str(data), seed)
-        result = work.inspect(found, include or (), exclude or (), strict=strict)
+        result = work.inspect(found, include or (), exclude or (), inner or (), strict=strict)
         shown = result.to_dict()
         given = {}
         if data is not None:

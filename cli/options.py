@@ -125,6 +125,13 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(help="No group that matches; may be repeated.", metavar="PATTERN"),
 ]
+Inner = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Heads and convolution groups that match become larger, not more; may be repeated.",
+        metavar="PATTERN",
+    ),
+]
 DATA_FORMS = (
     "sklearn:digits, a folder of images, an .npz or .safetensors with inputs and targets, or "
     "module:factory returning a DataLoader"

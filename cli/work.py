@@ -124,7 +124,7 @@ def widen(
     additions : sequence of str
         As the command line has them, see :func:`fxgrow_cli.additions.parse`.
     chosen : mapping
-        ``include`` and ``exclude``.
+        ``include``, ``exclude`` and ``inner``.
     seed : int
         Of the new rows.
     path : Path
@@ -188,11 +188,21 @@ def open_model(source: Source, shapes: Sequence[str], *, needed: bool = True) ->
 
 
 def inspect(
-    opened: Opened, include: Sequence[str], exclude: Sequence[str], *, strict: bool
+    opened: Opened,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    inner: Sequence[str] = (),
+    *,
+    strict: bool,
 ) -> Inspection:
     """Inspect an opened model."""
     return fxgrow.inspect(
-        opened.found.model, opened.inputs, include=include, exclude=exclude, strict=strict
+        opened.found.model,
+        opened.inputs,
+        include=include,
+        exclude=exclude,
+        inner=inner,
+        strict=strict,
     )
 
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from .errors import DataError, TraceError
 from .execute import Executor
+from .inner import freeze_inner
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
@@ -23,7 +24,9 @@ from .tracer import FAILURES, KEPT_WHOLE, is_user_function
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from .planes import Axis, Labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,13 +271,15 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def analyse(traced: Traced) -> Analysis:
+def analyse(traced: Traced, outer: Mapping[Axis, Labels] | None = None) -> Analysis:
     """Propagate labels through the graphs of both modes.
 
     Parameters
     ----------
     traced : Traced
         Where a norm can't train on the example inputs, every sample is taken twice.
+    outer : dict of (tensor, dim) to numpy.ndarray of int64, optional
+        Units that stay as many as they are, while their inner axis grows (:mod:`fxgrow.inner`).
 
     Returns
     -------
@@ -288,22 +293,24 @@ def analyse(traced: Traced) -> Analysis:
         When its forward writes into its own parameters.
     """
     try:
-        return _analyse(traced)
+        return _analyse(traced, outer)
     except DataError as error:
         if len(traced.distinct) == 1:
             raise
         try:
-            return _analyse(replace(traced, inputs=traced.inputs.doubled()))
+            return _analyse(replace(traced, inputs=traced.inputs.doubled()), outer)
         except DataError:
             raise error from None  # what is wrong with the inputs as they were given
 
 
-def _analyse(traced: Traced) -> Analysis:
-    state = Propagation({id(t): name for name, t in tensor_names(traced.root).items()})
+def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
+    names = {id(t): name for name, t in tensor_names(traced.root).items()}
+    state = Propagation(names, outer or {})
     planes: dict[fx.Node, Any] = {}
     for mode, graph in traced.distinct:
         planes.update(propagate(traced, mode, graph, state))
     state.book.settle()
+    freeze_inner(state)
     return Analysis(traced, state, planes)
 
 

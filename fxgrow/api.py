@@ -5,26 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from .data import check_data
 from .distributed import together
-from .distributors import distribute
 from .errors import InputError
 from .extenders import ExtendOptions
 from .extenders import extender as extender_named
-from .inspection import Inspection, inspect_model
+from .inspection import inspect_model
 from .plain import duplicate, plain
-from .plan import make_plan
-from .stages import (
-    as_plan,
-    asked,
-    check_emit,
-    check_growable,
-    grow,
-    settled,
-    shared_example,
-    to_device,
-    votes_on,
-)
+from .planning import plan_for, vote
+from .stages import as_plan, grow, shared_example, to_device
 from .transfer import transfer, transferred_again
 
 if TYPE_CHECKING:
@@ -36,7 +24,7 @@ if TYPE_CHECKING:
     from .ballot import Candidates
     from .data import LossFn, Progress
     from .distributed import Team
-    from .ir import Growth, Plan, Unit, Votes
+    from .ir import Growth, Plan, Unit
     from .rules.own import Declaration
 
 __all__ = ["expand", "inspect", "plan_for", "transfer", "transferred_again", "vote", "widen"]
@@ -49,6 +37,7 @@ def widen(
     example_inputs: Any,
     additions: Mapping[str, int] | Plan | str | int,
     *,
+    inner: Sequence[str] = (),
     seed: int = 0,
     emit: str = "graph",
     verify: bool = True,
@@ -66,6 +55,8 @@ def widen(
     additions : dict of str to int, Plan, str or int
         Units per group name; a number (``8``) or share (``"+12.5%"``) for every group,
         rounded down to the group's ``multiple_of`` (a share to at least one step).
+    inner : sequence of str
+        Heads and convolution groups that become larger, not more (see :func:`inspect`).
     seed : int
         Of the new rows. The caller's random state is untouched.
     emit : {"graph", "module"}
@@ -98,178 +89,11 @@ def widen(
     """
     with together(model, process_group) as (team, model):
         example = shared_example(team, model, None, example_inputs)
-        inspection = inspect(model, example, rules=rules)
+        inspection = inspect(model, example, inner=inner, rules=rules)
         plan = team.share(as_plan(additions, inspection), "the plan")
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=verify)
         team.settle(growth.module, plan=plan)
         return growth
-
-
-def vote(
-    model: torch.nn.Module,
-    data: Iterable[Any],
-    *,
-    loss: LossFn | str | None = None,
-    budget: float | str = 512,
-    unit: Unit = "neurons",
-    candidates: Candidates = "auto",
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    seed: int = 0,
-    example_inputs: Any = None,
-    progress: Progress | None = None,
-    process_group: ProcessGroup | Team | None = None,
-    rules: Iterable[Declaration] = (),
-) -> Votes:
-    """Let gradients of candidate neurons vote which groups get the budget.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Never changed.
-    data : re-iterable of (inputs, targets)
-        E.g. a DataLoader.
-    loss : callable, str or None
-        ``None``: cross entropy for integer targets, MSE for float.
-    budget : float or str
-        K, in ``unit``; or a text such as ``"2Mparams"``, ``"+25%"`` or ``"1.5x"`` (see
-        :func:`fxgrow.budgets.parse_budget`), whose unit, if it names one, takes the place of
-        the default one.
-    unit : {"neurons", "params", "flops"}
-    candidates : "auto", "paper" or int
-        Candidates per group: 2K, by default at most the group's width.
-    include, exclude : sequence of str
-        Shell patterns over group and layer names.
-    seed : int
-    example_inputs : tensor, tuple or dict, optional
-        Taken from the first batch by default.
-    progress : callable, optional
-        Told ``(stage, done, total)``.
-    process_group : torch.distributed.ProcessGroup, optional
-        See :func:`expand`.
-    rules : sequence of Declaration
-        For custom operations and opaque modules, see :func:`inspect`.
-
-    Returns
-    -------
-    Votes
-
-    Raises
-    ------
-    DataError, BudgetError, NothingToGrow
-
-    References
-    ----------
-    arXiv 2509.18842, section SVoD.
-    """
-    with together(model, process_group) as (team, model):
-        budget, unit = asked(budget, unit)
-        check_data(data)
-        team.agree({"budget": budget, "unit": unit, "seed": seed}, "the arguments")
-        example = shared_example(team, model, data, example_inputs)
-        inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
-        budget = settled(budget, unit, inspection)
-        votes = votes_on(
-            model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean
-        )
-        return team.share(votes, "the votes")
-
-
-def plan_for(
-    model: torch.nn.Module,
-    data: Iterable[Any] | None,
-    *,
-    budget: float | str = 512,
-    unit: Unit = "neurons",
-    loss: LossFn | str | None = None,
-    distributor: str = "svod",
-    candidates: Candidates | None = None,
-    round_to: int = 1,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    seed: int = 0,
-    example_inputs: Any = None,
-    emit: str = "module",
-    progress: Progress | None = None,
-    process_group: ProcessGroup | Team | None = None,
-    rules: Iterable[Declaration] = (),
-) -> tuple[Inspection, Votes, Plan]:
-    """Decide where a budget goes, without growing anything.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Never changed.
-    data : re-iterable of (inputs, targets), or None
-        E.g. a DataLoader. ``None``: only for distributors that need no data.
-    budget : float or str
-        Most that the new units may cost, in ``unit``; or a text, as for :func:`vote`.
-    unit : {"neurons", "params", "flops"}
-    loss : callable, str or None
-        ``None``: cross entropy for integer targets, MSE for float.
-    distributor : {"svod", "uniform", "proportional", "random"}
-    candidates : "auto", "paper" or int, optional
-        Candidates per group of the vote (see :func:`vote`).
-    round_to : int
-        New widths are multiples of it where possible.
-    include, exclude : sequence of str
-        Shell patterns over group and layer names.
-    seed : int
-    example_inputs : tensor, tuple or dict, optional
-        Taken from the first batch by default.
-    emit : {"graph", "module"}
-        What is to be made of the plan: refused here, before voting, if the model is no graph.
-    progress : callable, optional
-        Told ``(stage, done, total)``.
-    process_group : torch.distributed.ProcessGroup, optional
-        See :func:`expand`.
-    rules : sequence of Declaration
-        For custom operations and opaque modules, see :func:`inspect`.
-
-    Returns
-    -------
-    inspection : Inspection
-    votes : Votes
-    plan : Plan
-        Pass it to :func:`widen` to grow.
-
-    Raises
-    ------
-    FxgrowError
-        See :mod:`fxgrow.errors`.
-
-    References
-    ----------
-    arXiv 2509.18842, section SVoD.
-    """
-    with together(model, process_group) as (team, model):
-        budget, unit = asked(budget, unit)
-        if data is not None:
-            check_data(data)
-        arguments = {"budget": budget, "unit": unit, "distributor": distributor, "seed": seed}
-        team.agree({**arguments, "candidates": candidates}, "the arguments")
-        example = shared_example(team, model, data, example_inputs)
-        inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
-        check_emit(inspection, emit)
-        check_growable(inspection)
-        budget = settled(budget, unit, inspection)
-        cast: Votes | None = None
-        if distributor == "svod":
-            if data is None:
-                raise InputError(
-                    "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
-                )
-            chosen = candidates or "auto"
-            cast = votes_on(
-                model, inspection, data, loss, budget, unit, chosen, seed, progress, team.mean
-            )
-        votes = distribute(
-            distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast
-        )
-        plan = make_plan(
-            inspection.groups, votes, inspection.costs, budget=budget, unit=unit, round_to=round_to
-        )
-        return inspection, *team.share((votes, plan), "the plan")
 
 
 def expand(
@@ -289,6 +113,7 @@ def expand(
     round_to: int = 1,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    inner: Sequence[str] = (),
     seed: int = 0,
     device: str | torch.device | None = None,
     emit: str = "graph",
@@ -323,6 +148,8 @@ def expand(
         New widths are multiples of it where possible.
     include, exclude : sequence of str
         Shell patterns over group and layer names.
+    inner : sequence of str
+        Heads and convolution groups that become larger, not more (see :func:`inspect`).
     seed : int
     device : str or torch.device, optional
         Where to compute (the result stays there); the model's own by default.
@@ -381,6 +208,7 @@ def expand(
             round_to=round_to,
             include=include,
             exclude=exclude,
+            inner=inner,
             seed=seed,
             example_inputs=example_inputs,
             emit=emit,

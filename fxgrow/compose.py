@@ -45,26 +45,26 @@ def attention_forward(
     NotImplementedError
         For options that are not written out; the caller then keeps the original call.
     """
-    if (
-        bias_k is not None
-        or bias_v is not None
-        or add_zero_attn
-        or static_k is not None
-        or static_v is not None
-    ):
-        raise NotImplementedError("extra keys and values")
+    if static_k is not None or static_v is not None:
+        raise NotImplementedError("keys and values that are given")
     if use_separate_proj_weight:
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
     else:
         weights = in_proj_weight.chunk(3)
     biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    extra = (bias_k is not None) + add_zero_attn
     q, k, v = (
-        F.linear(x, w, b).unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
-        for x, w, b in zip((query, key, value), weights, biases, strict=True)
+        _in_heads(F.linear(x, w, b), token, num_heads)
+        for x, w, b, token in zip(
+            (query, key, value), weights, biases, (None, bias_k, bias_v), strict=True
+        )
     )
+    if add_zero_attn:
+        k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
     mask = None
     if attn_mask is not None or key_padding_mask is not None or is_causal:
         mask = _merged_mask(query, attn_mask, key_padding_mask, num_heads, is_causal)
+        mask = F.pad(mask, (0, extra)) if extra else mask
     dropout = dropout_p if dropout_p and training else 0.0
     if not need_weights:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -77,6 +77,13 @@ def attention_forward(
     return F.linear(
         mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias
     ), weights_out
+
+
+def _in_heads(x: Any, token: Any, heads: int) -> Any:
+    """``(length, batch, width)``, one learnt token behind it, as ``(batch, heads, length, -1)``."""
+    if token is not None:
+        x = torch.cat([x, token.expand(-1, x.size(1), -1)])
+    return x.unflatten(-1, (heads, -1)).permute(1, 2, 0, 3)
 
 
 def _merged_mask(query: Any, attn_mask: Any, padding: Any, heads: int, is_causal: bool) -> Any:

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from torch import fx
 
 from .aligned import in_steps
+from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
+from .messages import MESSAGES
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
 from .streams import Mixed, judge
@@ -27,37 +29,6 @@ if TYPE_CHECKING:
 
 Hashes = npt.NDArray[np.uint64]
 
-MESSAGES = {
-    "input": "these columns read the model's inputs, which are the user's",
-    "output": "the units reach the model's outputs, which are the user's",
-    "kernel": "this axis is a kernel or a spatial axis, not a width",
-    "inner_axis": "the axis is shared by all heads or convolution groups, which grow instead",
-    "unlabelled": (
-        "the units are aligned with positions that can't grow "
-        "(an input, a constant, or token positions)"
-    ),
-    "product": "the units are summed away against something that can't be set to zero",
-    "vocabulary": "the axis is indexed by the user's data",
-    "layer_norm": "layer or RMS normalisation over the channels mixes all units",
-    "group_norm": "group normalisation with one group mixes all units",
-    "_softmax": "softmax over the channels mixes all units",
-    "spatial": "pooling over these positions mixes the units",
-    "unknown_op": "an operation without a rule touches the units",
-    "opaque": "the units pass through Python code that can't be traced, with sizes inside",
-    "hidden_size": "a size in the model's own Python code can't follow these units",
-    "data_dependent": "the units are indexed by computed data",
-    "in_place_view": "an in-place write into a view touches the units",
-    "too_large": "the tensor is too large to be labelled position by position",
-    "reshape": "a reshape interleaves these units with others: none can be inserted alone",
-    "unread": "nothing reads these units",
-    "weight_norm": "the weights are normalised over these units: new ones would rescale the old",
-    "dot": "a dot product, as in spectral normalisation, mixes all units",
-    "constant": "a buffer, which never trains, computes these units",
-    "requires_grad": (
-        "nothing that reads these units requires gradients, so new ones would never have an effect"
-    ),
-    "excluded": "left out by include/exclude",
-}
 # Reductions over the channels that do not change when every channel is repeated.
 COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin"}
 
@@ -124,10 +95,11 @@ def _freeze_irregular(
             own = roots[labels]
             if own.size <= 1 or (frozen_by[own] >= 0).all():
                 continue
-            if len(book.varying(labels)) > 1:
+            vary, sizes = len(book.varying(labels)), sum(n > 1 for n in labels.shape)
+            if vary > 1 or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(_reason("reshape", where))
+                reasons.append(_reason("reshape" if vary else "inner_mixed", where))
 
 
 def _reason(code: str, where: Where | None) -> Reason:
@@ -183,13 +155,16 @@ def group_units(analysis: Analysis) -> Grouping:
         if alike not in shared:
             cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
             pieces = np.split(order, cuts) if len(cuts) else [order]
+            # Groups of one axis are named in order: queries, values.
+            if analysis.state.outer or analysis.state.book.zeroed:
+                pieces.sort(key=lambda own: int(own.min()))
             keys = [int(groups[start + positions[0]]) for positions in pieces]
             shared[alike] = [
                 (key, positions.reshape(widths[key], -1))
                 for key, positions in zip(keys, pieces, strict=True)
             ]
         for key, positions in shared[alike]:
-            members[key].append(Slot(name, dim, role, positions))
+            members[key] += slots_of(analysis.state, (name, dim), role, positions)
             reasons[key] = int(census.frozen_by[census.roots[start + positions.flat[0]]])
     streams: dict[int, list[Mixed]] = defaultdict(list)
     for label, event in mixed:
@@ -289,7 +264,10 @@ def _finish(
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None:
             reason = _useless(analysis, slots)
-        group = _draft(slots, reason, taken)
+        inner = spans(analysis.state, slots)
+        if reason is None and is_one(analysis.state, slots):
+            reason = _reason("inner_mixed", None)
+        group = _draft(slots, reason, taken, SUFFIX if inner else "")
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(replace(group, tied=_tied(analysis, group)))
@@ -346,9 +324,9 @@ def layer_of(tensor: str) -> str:
     return layer if layer and layer != tensor else tensor.rpartition(".")[0] or tensor
 
 
-def _draft(slots: list[Slot], reason: Reason | None, taken: set[str]) -> Group:
+def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], suffix: str) -> Group:
     first = next((s for s in slots if s.role == "producer"), slots[0])
-    base = layer_of(first.tensor)
+    base = layer_of(first.tensor) + suffix
     name, count = base, 1
     while name in taken:
         count += 1

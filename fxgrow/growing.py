@@ -81,7 +81,8 @@ class GrowthSettings:
         NothingToGrow
             When every group is frozen.
         """
-        chosen = {name: self.options.get(name, ()) for name in ("include", "exclude", "rules")}
+        names = ("include", "exclude", "inner", "rules")
+        chosen = {name: self.options.get(name, ()) for name in names}
         inspection = inspect(module, example, **chosen)
         check_growable(inspection)
         return Size.measured(inspection.groups, inspection.params, inspection.flops)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -13,15 +12,17 @@ from torch import fx, nn
 from . import report
 from .analyse import Analysis, analyse
 from .errors import InputError, UnsupportedError
-from .groups import MESSAGES, group_units, layer_of
+from .groups import group_units, layer_of
+from .inner import SUFFIX, matches, outer_units
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
+from .messages import MESSAGES
 from .pages.show import Shown
 from .pages.text import dot, graphml
 from .pages.view import inspection_view
 from .plain import collector_paused, plain
 from .printable import quoted
-from .solve import freeze_hidden
+from .solve import freeze_hidden, join_hidden
 from .trace import trace
 from .wrapping import unwrap
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .groups import Grouping
     from .pages.view import View
     from .plan import CostModel
+    from .planes import Axis, Labels
     from .rules.own import Declaration
     from .shuffle import Shuffle
 
@@ -56,6 +59,8 @@ class Inspection(Shown):
         Parameter elements (shared ones once); FLOPs on the example inputs.
     costs : CostModel
         Prices of additions.
+    inner : tuple of str
+        Patterns of the groups that grow by their inner axis.
     """
 
     groups: tuple[Group, ...]
@@ -67,6 +72,7 @@ class Inspection(Shown):
     costs: CostModel
     analysis: Analysis = field(repr=False)
     shuffles: tuple[Shuffle, ...] = field(default=(), repr=False)
+    inner: tuple[str, ...] = ()
 
     @property
     def graph(self) -> nx.Graph[Any]:
@@ -126,6 +132,7 @@ def inspect_model(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    inner: Sequence[str] = (),
     strict: bool = False,
     rules: Iterable[Declaration] = (),
 ) -> Inspection:
@@ -142,6 +149,10 @@ def inspect_model(
         One tensor, positional arguments, or keyword arguments of ``forward``.
     include, exclude : sequence of str
         Shell patterns over group and layer names; groups left out count as frozen.
+    inner : sequence of str
+        Shell patterns over group and layer names. Heads (and convolution groups) that match
+        become larger, not more: their units are the indices of the inner axis, and their
+        groups have names that end in ``":inner"``.
     strict : bool
         Raise when an operation has no rule, instead of freezing what it touches.
     rules : sequence of Declaration
@@ -171,7 +182,8 @@ def inspect_model(
     [('0', 8)]
     """
     model = plain(unwrap(model))
-    analysis = analyse(trace(model, example_inputs, rules))
+    traced = trace(model, example_inputs, rules)
+    analysis = analyse(traced)
     unsupported = _unsupported(analysis)
     if strict and unsupported:
         listing = "; ".join(
@@ -181,9 +193,11 @@ def inspect_model(
             f"operations without a rule: {listing}; pass rules for them (fxgrow.rule), or "
             "drop strict=True to freeze what they touch"
         )
-    grouping = group_units(analysis)
-    if freeze_hidden(analysis.traced.root, analysis.state, grouping.groups):
-        grouping = group_units(analysis)
+    grouping = _grouped(analysis)
+    if inner:
+        analysis = analyse(traced, _outer(grouping, inner))
+        grouping = _grouped(analysis)
+        _check_inner(grouping, inner)
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
     state = analysis.state
     return Inspection(
@@ -196,7 +210,35 @@ def inspect_model(
         grouping.costs,
         analysis,
         grouping.shuffles,
+        tuple(inner),
     )
+
+
+def _grouped(analysis: Analysis) -> Grouping:
+    """Collect the groups; those that a size in Python code holds back are frozen."""
+    root, state = analysis.traced.root, analysis.state
+    grouping = group_units(analysis)
+    if join_hidden(root, state, [g for g in grouping.groups if SUFFIX in g.name]):
+        grouping = group_units(analysis)
+    if freeze_hidden(root, state, grouping.groups):
+        return group_units(analysis)
+    return grouping
+
+
+def _outer(grouping: Grouping, patterns: Sequence[str]) -> dict[Axis, Labels]:
+    """Find the units that are to grow inside; every pattern must match a group."""
+    everything = (*grouping.groups, *grouping.frozen)
+    _check_patterns(everything, patterns)
+    return outer_units(everything, patterns)
+
+
+def _check_inner(grouping: Grouping, patterns: Sequence[str]) -> None:
+    if not any(SUFFIX in group.name for group in (*grouping.groups, *grouping.frozen)):
+        raise InputError(
+            f"inner={list(patterns)}: no group that matches has an inner axis to grow by instead; "
+            "heads and convolution groups of several rows have one, a single head grows by it "
+            "anyway (see rows_per_unit in fxgrow inspect)"
+        )
 
 
 def _unsupported(analysis: Analysis) -> tuple[Unsupported, ...]:
@@ -218,31 +260,32 @@ def _select(
     """Apply include and exclude: shell patterns over group names and layers."""
     from dataclasses import replace
 
-    for pattern in (*include, *exclude):
-        if not any(_matches(g, pattern) for g in (*groups, *frozen)):
-            names = {name for g in (*groups, *frozen) for name in (g.name, *g.layers)}
-            raise InputError(
-                f"the pattern {pattern!r} matches no group{_meant(pattern, names)}; "
-                "fxgrow inspect lists their names"
-            )
+    _check_patterns((*groups, *frozen), (*include, *exclude))
     kept, left = [], []
     for group in groups:
-        wanted = not include or any(_matches(group, p) for p in include)
-        if wanted and not any(_matches(group, p) for p in exclude):
+        wanted = not include or any(matches(group, p) for p in include)
+        if wanted and not any(matches(group, p) for p in exclude):
             kept.append(group)
         else:
             left.append(replace(group, reason=Reason("excluded", MESSAGES["excluded"])))
     return tuple(kept), (*frozen, *left)
 
 
+def _check_patterns(groups: Sequence[Group], patterns: Iterable[str]) -> None:
+    """Refuse patterns that match nothing, with near names."""
+    for pattern in patterns:
+        if not any(matches(group, pattern) for group in groups):
+            names = {name for group in groups for name in (group.name, *group.layers)}
+            raise InputError(
+                f"the pattern {pattern!r} matches no group{_meant(pattern, names)}; "
+                "fxgrow inspect lists their names"
+            )
+
+
 def _meant(name: str, offers: Iterable[str]) -> str:
     """Write which of the offers a mistyped name may stand for."""
     near = difflib.get_close_matches(name, sorted(offers), n=3, cutoff=0.4)
     return f"; did you mean {', '.join(near)}?" if near else ""
-
-
-def _matches(group: Group, pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in (group.name, *group.layers))
 
 
 def coupling_graph(inspection: Inspection) -> nx.Graph[Any]:

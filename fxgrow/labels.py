@@ -14,78 +14,22 @@ channel?) is written down as an event and decided in :meth:`LabelBook.settle`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .flows import Flow, grounds, without
+from .events import Closing, Frozen, Meeting, Mixing, Reshape, Unlabelled, Where
+from .flows import grounds, without
+from .inner import closure, is_inner
 from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from .flows import Combine, Term
+    from .flows import Combine, Flow, Term
 
-
-class Where(NamedTuple):
-    """Where an event happened: the operation's name and the index of its node."""
-
-    op: str
-    site: object
-
-
-class Frozen(NamedTuple):
-    """These labels can't grow, because of ``code``."""
-
-    labels: Labels
-    code: str
-    where: Where
-
-
-class Meeting(NamedTuple):
-    """Two planes that share some, but not all, of their dimensions."""
-
-    a: Labels
-    b: Labels
-    where: Where
-
-
-class Unlabelled(NamedTuple):
-    """A plane lies along ``dims`` on something that carries no label."""
-
-    labels: Labels
-    dims: tuple[int, ...]
-    where: Where
-
-
-class Closing(NamedTuple):
-    """A plane is summed away; one of ``partners`` (labels, axis) must close it."""
-
-    labels: Labels
-    partners: tuple[tuple[Labels, Axis], ...]
-    where: Where
-
-
-class Mixing(NamedTuple):
-    """A plane is reduced away by an operation that mixes its units.
-
-    ``gains`` are the axes of the weights that its result is multiplied with.
-    """
-
-    labels: Labels
-    code: str
-    where: Where
-    flow: Flow | None = None
-    gains: tuple[Axis, ...] = ()
-
-
-class Reshape(NamedTuple):
-    """One reshaped block of dimensions: the labels before and after."""
-
-    before: Labels
-    after: Labels
-    where: Where
+__all__ = ["Closing", "Frozen", "LabelBook", "Meeting", "Mixing", "Reshape", "Unlabelled", "Where"]
 
 
 @dataclass
@@ -103,9 +47,12 @@ class LabelBook:
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
+    rivals: list[Meeting] = field(default_factory=list)
     weights: WeightAxes = field(default_factory=WeightAxes)
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
     grounded: set[Term] = field(default_factory=set)
+    outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
+    zeroed: dict[Axis, Labels] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -255,7 +202,7 @@ class LabelBook:
         self._unite_columns(np.array([head.labels, *(p.labels for p in rest)]))
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
-        return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)
+        return Plane(head.labels, _once([head.zero, *(p.zero for p in rest)]), own)
 
     @staticmethod
     def _covered(
@@ -296,28 +243,39 @@ class LabelBook:
             else:
                 # A position lies in one unit only: of two axes over it, the outer one grows.
                 for rest in alike[1:]:
-                    self.freeze(result[rest].labels, "inner_axis", where)
+                    self.rivals.append(Meeting(result[index].labels, result[rest].labels, where))
         other = result[index]
         self.unite(other.labels, plane.labels)
         self.couplings.append(Meeting(other.labels, plane.labels, where))
-        # Squares have no slope at zero: what is a factor twice could never leave it.
-        twice = set(other.zero) & set(plane.zero)
-        zero = tuple(a for a in other.zero + plane.zero if a not in twice)
-        result[index] = Plane(other.labels, zero)
+        result[index] = Plane(other.labels, _once([other.zero, plane.zero]))
         return index
 
     # -- reducing --------------------------------------------------------------
 
-    def contract(self, planes: Sequence[Plane], dims: Sequence[int], where: Where) -> list[Plane]:
-        """Sum over ``dims``: partial overlaps merge units, whole planes must close."""
+    def contract(
+        self,
+        planes: Sequence[Plane],
+        dims: Sequence[int],
+        where: Where,
+        *,
+        closing: Callable[[], bool] | None = None,
+    ) -> list[Plane]:
+        """Sum over ``dims``: partial overlaps merge units, whole planes must close.
+
+        ``closing``, of products of two activations, looks for entries of one that close it.
+        """
         gone, kept = self._split(planes, dims)
+        if gone and closing is not None and closing():
+            return kept
         for plane in gone:
             axis = self.weights.closer(plane.zero)
-            if axis is not None:
+            # Both activations would rest at zero: neither has a slope there.
+            dead = closing is not None and plane.flow is not None and plane.flow.still
+            if axis is not None and not dead:
                 self.closers.setdefault(axis, []).append(where)
                 self._read(axis, plane.flow)
             else:
-                able = [(p.labels, self.weights.closer(p.zero)) for p in gone]
+                able = [(p.labels, self.weights.closer(p.zero)) for p in gone if not dead]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
                 self.closings.append(Closing(plane.labels, partners, where))
         return kept
@@ -357,6 +315,9 @@ class LabelBook:
                 kept.append(plane)
             elif len(hit) == len(plane.dims):
                 gone.append(plane)
+            elif is_inner(self, plane.labels):
+                rest = [d for d in plane.dims if d not in hit]
+                gone.append(self.merge_along(plane, rest)._replace(flow=plane.flow))
             else:
                 kept.append(self.merge_along(plane, hit))
         return gone, kept
@@ -374,9 +335,16 @@ class LabelBook:
             else:
                 self.unite(a, b)
                 self.couplings.append(Meeting(a, b, where))
+        closure(self)
+        for a, b, where in self.rivals:
+            if not np.array_equal(self.find(a), self.find(b)):  # else one axis by now
+                self.freeze(b, "inner_axis", where)
         for labels, dims, where in self.unlabelled:
             if not self._constant(labels, dims):
                 self.freeze(labels, "unlabelled", where)
+        self._settle_closings()
+
+    def _settle_closings(self) -> None:
         for labels, partners, where in self.closings:
             closed = False
             for other, axis in partners:
@@ -397,3 +365,9 @@ class LabelBook:
         return [
             d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
         ]
+
+
+def _once(zeros: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    """Join factors; squares have no slope at zero: what is one twice could never leave it."""
+    joined = [axis for zero in zeros for axis in zero]
+    return tuple(axis for axis in joined if joined.count(axis) == 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -86,15 +86,17 @@ def lay_out(
     placed: dict[Axis, _Placed] = {}
     known: dict[tuple[int, ...], _Placed] = {}
     for axis, own in entries.items():
-        positions = [growing[owner].slots[index].positions for owner, index in own]
+        apart = [growing[owner].slots[index].positions for owner, index in own]
+        positions, parts = _together([owner for owner, _ in own], apart)
         # Axes that share their positions (a norm's tensors) are laid out once.
-        key = (len(axes[axis]), *(owner for owner, _ in own), *map(id, positions))
+        key = (len(axes[axis]), *(owner for owner, _ in own), *map(id, apart))
         if key not in known:
             takers = [
                 _Taker(growing[owner], additions[growing[owner].name], int(starts[owner]))
-                for owner, _ in own
+                for owner in dict.fromkeys(owner for owner, _ in own)
             ]
-            known[key] = _place(len(axes[axis]), takers, positions)
+            place = _place(len(axes[axis]), takers, positions)
+            known[key] = place if parts is None else _apart(place, parts)
         placed[axis] = known[key]
         gain[axes[axis][known[key].templates]] = known[key].added
     maps: dict[str, dict[int, AxisMap]] = defaultdict(dict)
@@ -132,6 +134,41 @@ def lay_out(
         units[axis] = unit
     sources = {axis: place.source for axis, place in placed.items()}
     return Layout(IndexMap(maps), grown, sources, gain, units)
+
+
+_Parts = list[tuple[int, np.ndarray, np.ndarray]]
+
+
+def _together(
+    owners: Sequence[int], apart: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], _Parts | None]:
+    """Join the positions of slots that one group has along one axis: a unit is laid out whole.
+
+    Returns the positions for each group and, where there was something to join, of every slot
+    its group's number, and its columns among the group's old and new positions.
+    """
+    if len(set(owners)) == len(owners):
+        return list(apart), None
+    names = list(dict.fromkeys(owners))
+    joined, parts = [], {}
+    for number, owner in enumerate(names):
+        mine = [i for i, other in enumerate(owners) if other == owner]
+        whole = np.concatenate([apart[i] for i in mine], axis=1)
+        joined.append(whole)
+        slot = np.repeat(mine, [apart[i].shape[1] for i in mine])
+        order = slot[np.argsort(whole[-1])]  # new positions are in the order of the template's
+        for i in mine:
+            parts[i] = (number, np.flatnonzero(slot == i), np.flatnonzero(order == i))
+    return joined, [parts[i] for i in range(len(owners))]
+
+
+def _apart(place: _Placed, parts: _Parts) -> _Placed:
+    """Give each slot its own columns again."""
+    return replace(
+        place,
+        old=[place.old[number][:, columns] for number, columns, _ in parts],
+        new=[place.new[number][:, columns] for number, _, columns in parts],
+    )
 
 
 class _Taker(NamedTuple):

@@ -42,7 +42,9 @@ class Sizes:
             gain = self.gain[labels]
             lines = {}
             if gain.any():
-                for dim in self.book.varying(labels):
+                alone = [d for d in range(labels.ndim) if labels.shape[d] > 1]
+                # Where all positions are one unit, they lie along the only dimension.
+                for dim in self.book.varying(labels) or alone * (len(alone) == 1):
                     rest = tuple(d for d in range(gain.ndim) if d != dim)
                     lines[dim] = np.asarray(gain.max(axis=rest))
             known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken
@@ -231,6 +233,17 @@ def _narrow(site: Site) -> None:
     site.node.args = (x, dim, cut.start, cut.stop - cut.start)
 
 
+def _scaled(site: Site) -> None:
+    """Attention whose kernel takes its scale from the size of heads keeps the scale it had."""
+    keep_numbers(site)
+    query, _ = _argument(site.node, 0, "query")
+    before = site.planes.get(query)
+    if isinstance(before, Noted) and site.node.kwargs.get("scale") is None:
+        old, new = before.shape[-1], site.values[query].shape[-1]
+        if old != new:
+            site.node.update_kwarg("scale", old**-0.5)
+
+
 def _argument(node: fx.Node, position: int, name: str) -> tuple[Any, Callable[[Any], None]]:
     if len(node.args) > position:
         return node.args[position], lambda value: node.update_arg(position, value)
@@ -285,6 +298,7 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     F.conv2d: _conv,
     F.conv3d: _conv,
     F.group_norm: _group_norm,
+    F.scaled_dot_product_attention: _scaled,
     **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm), _layer_norm),
 }
 
@@ -301,7 +315,7 @@ ARITHMETIC = {
         operator.imul,
         operator.itruediv,
     ),
-    *(torch.mul, torch.div, torch.add, torch.sub, torch.pow, F.scaled_dot_product_attention),
+    *(torch.mul, torch.div, torch.add, torch.sub, torch.pow),
     *("mul", "mul_", "div", "div_", "add", "add_", "sub", "sub_", "pow"),
 }
 

@@ -17,12 +17,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .flows import weight_flow
+from .inner import mark, structural
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from .inner import Joined
     from .witness import Equation, Witness
 
 Planes = tuple[Plane, ...]
@@ -79,6 +81,8 @@ class Propagation:
     """Everything that label propagation learns; rules write into it."""
 
     names: Mapping[int, str]
+    outer: Mapping[Axis, Labels] = field(default_factory=dict)  # see fxgrow.inner
+    joined: list[Joined] = field(default_factory=list)
     book: LabelBook = field(default_factory=LabelBook)
     axes: dict[Axis, Labels] = field(default_factory=dict)
     roles: dict[Axis, set[str]] = field(default_factory=dict)
@@ -132,6 +136,8 @@ class Propagation:
             axis = (name, dim)
             if axis not in self.axes:
                 self.axes[axis] = self.book.fresh(size)
+                if self.outer:
+                    mark(self.book, self.axes[axis], self.outer.get(axis))
                 parameter = isinstance(tensor, torch.nn.Parameter)
                 self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
             shape = [1] * tensor.ndim
@@ -147,11 +153,13 @@ class Propagation:
     def assign(self, out: Any, planes: Any, *, weight: bool, live: bool) -> None:
         """Attach planes to one output tensor, or to each of several."""
         if isinstance(out, torch.Tensor):
+            planes = structural(self.book, planes) if self.outer else planes
             out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
             return
         several = out if isinstance(out, (tuple, list)) else ()  # else a number
         for tensor, own in zip(several, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
+                own = structural(self.book, own) if self.outer else own
                 tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
 
     # -- what rules say --------------------------------------------------------

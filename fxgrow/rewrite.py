@@ -16,6 +16,7 @@ from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
+from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
@@ -333,7 +334,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     root = widened.root
     known = tensor_names(analysis.traced.root)  # without the constants that tracing found
     names = {name: t for name, t in tensor_names(root).items() if name in known}
-    state = Propagation({id(t): name for name, t in names.items()})
+    outer = widened_units(analysis.state.outer, layout)
+    state = Propagation({id(t): name for name, t in names.items()}, outer)
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
@@ -358,6 +360,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 run.run(list(graph.nodes))
         for name, module in modules.items():
             widened.edits.extend(patch_parametrized(module, name))
+    join_again(state, analysis.state.joined, layout)
     state.book.settle()
     check_partition(state, layout)
 

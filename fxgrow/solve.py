@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UnsupportedError
+from .inner import join
 from .patch import Sizes
 from .tracked import Attribute, attributes_of, dims_of, evaluate, text
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from .tracked import Expr
     from .witness import Equation
 
-__all__ = ["apply_sizes", "freeze_hidden", "read", "solve"]
+__all__ = ["apply_sizes", "freeze_hidden", "join_hidden", "read", "solve"]
 
 _FARTHEST = 4096  # a new value is searched so far above the old one
 
@@ -119,6 +120,44 @@ def _settle(
         guess = next((v for v in range(1, start + _FARTHEST) if not gap(v)), start)
     if not gap(guess):
         known[attribute] = guess
+
+
+def join_hidden(root: nn.Module, state: Propagation, groups: Sequence[Group]) -> bool:
+    """Unite groups of one width that only together fit a size in Python code; say if any.
+
+    The size of heads is such a size, where queries, keys and values come from several layers.
+    """
+    if not state.equations:
+        return False
+    old, equations = _valid(root, state.equations, state.book)
+    touching, linked = _index(state, equations)
+    roots = state.book.find(np.arange(state.book.size))
+
+    def fits(together: Sequence[Group]) -> bool:
+        units = np.concatenate([_units(state, group)[:1] for group in together])
+        chosen = _reached(units, touching, linked, equations)
+        try:
+            solve(chosen, old, Sizes(state.book, np.isin(roots, units).astype(np.int64)))
+        except Conflict:
+            return False
+        return True
+
+    alone = [group for group in groups if not fits([group])]
+    reach = [
+        {id(e) for e in _reached(_units(state, group)[:1], touching, linked, equations)}
+        for group in alone
+    ]
+    joined = False
+    while alone:
+        first, seen = alone.pop(0), reach.pop(0)
+        others = [i for i, own in enumerate(reach) if own & seen and alone[i].width == first.width]
+        if others and fits([first, *(alone[i] for i in others)]):
+            joined = True
+            for i in others:
+                join(state, first.slots[0], alone[i].slots[0])
+            alone = [group for i, group in enumerate(alone) if i not in others]
+            reach = [own for i, own in enumerate(reach) if i not in others]
+    return joined
 
 
 def freeze_hidden(root: nn.Module, state: Propagation, groups: Sequence[Group]) -> bool:

@@ -158,6 +158,7 @@ def grow(
         inspection, plan, votes=votes, verification=verification, module=rewritten.module
     )
     report["seed"] = seed
+    report["inner"] = list(inspection.inner)
     report["emit"] = emit
     report["edits"] = list(rewritten.edits)
     report["config"] = None if configured is None else configured.to_dict()

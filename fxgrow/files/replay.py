@@ -42,13 +42,14 @@ def growth_step(growth: Growth) -> dict[str, Any]:
     """Describe one growth so that it can be repeated: plan, votes, seed, kind, base."""
     from ..report import plan_dict, votes_dict
 
-    votes = growth.votes
+    votes, inner = growth.votes, list(growth.report.get("inner", ()))
     return {
         "plan": plan_dict(growth.plan),
         "votes": None if votes is None else votes_dict(votes),
         "seed": int(growth.report.get("seed", 0)),
         "transfer": bool(growth.report.get("transfer")),
         "base": dict(growth.base) or None,
+        **({"inner": inner} if inner else {}),
     }
 
 
@@ -92,7 +93,8 @@ def widen_again(
 
     if step.get("transfer"):  # its base is the wide model
         return transferred_again(module, inputs, step, options["emit"])
-    inspection = inspect(module, inputs, rules=options.get("rules", ()))
+    inner, rules = step.get("inner", ()), options.get("rules", ())
+    inspection = inspect(module, inputs, inner=inner, rules=rules)
     for group in inspection.groups:
         if (known := (widths or {}).get(group.name, group.width)) != group.width:
             raise InputError(

@@ -333,6 +333,7 @@ _STEP = {
     "transfer": _flag,
     "base": _maybe(_table(_text(1024))),
 }
+_STEP_MORE = {"inputs": _INPUTS, "inner": _list(_NAME, 10_000)}
 _VERIFICATION = {
     "passed": _flag,
     "eval_error": _number,
@@ -347,7 +348,7 @@ _FIELDS: Mapping[str, Any] = {
     "fxgrow": _text(80),
     "torch": _text(80),
     "emit": _one_of("graph", "module"),
-    "steps": _list(_record(_STEP, {"inputs": _INPUTS}), _MOST_STEPS),
+    "steps": _list(_record(_STEP, _STEP_MORE), _MOST_STEPS),
     "inputs": _INPUTS,
     "aliases": _table(_NAME),
     "transient": _list(_NAME),

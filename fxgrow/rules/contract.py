@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..flows import product, total
+from ..inner import closing, is_inner
 from ..planes import Plane
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def contraction(
     """
     (pa, shape_a, weight_a), (pb, shape_b, weight_b) = a, b
     where = state.where(op)
+    two = None if weight_a or weight_b else closing(state, (pa, pb), over)
     weight = (pb if weight_b else pa) if weight_a != weight_b else None
     if weight is not None:
         state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
@@ -73,7 +75,7 @@ def contraction(
     for sa, sb in zip(shape_a, shape_b, strict=True):
         flops *= max(sa, sb)
     state.count_flops(flops, weight, met)
-    return state.book.contract(met, over, where)
+    return state.book.contract(met, over, where, closing=two)
 
 
 def _matmul(
@@ -218,12 +220,17 @@ def convolution(state: Propagation, call: Call) -> list[Plane]:
 
 
 def _dense_convolution(
-    state: Propagation, call: Call, planes: Sequence[Plane], axes: tuple[int, int]
+    state: Propagation,
+    call: Call,
+    planes: Sequence[Plane],
+    axes: tuple[int, int],
+    given: Sequence[Plane] | None = None,
 ) -> list[Plane]:
     """Virtual tensor: batch, out channel, in channel, space.
 
     A channel's units along space become one. Units along space alone stay what they are under
-    kernels of one; larger ones mix them.
+    kernels of one; larger ones mix them. ``given``: planes of the input, where they are not
+    its own.
     """
     x, weight = call.args[:2]
     spatial = x.ndim - 2
@@ -231,18 +238,19 @@ def _dense_convolution(
     ndim = 3 + spatial
     flat = [p._replace(labels=p.labels.reshape(p.labels.shape[:2])) for p in planes]
     columns = spread(flat, (1, 2) if out_axis == 0 else (2, 1), ndim)
-    rows = spread(_in_space(state, call), (0, 2, *range(3, ndim)), ndim)
+    given = state.planes(x) if given is None else given
+    rows = spread(_in_space(state, call, given), (0, 2, *range(3, ndim)), ndim)
     w_shape = [1, weight.shape[out_axis], weight.shape[in_axis], *[1] * spatial]
-    x_shape = [x.shape[0], 1, *x.shape[1:]]
+    x_shape = [x.shape[0], 1, weight.shape[in_axis], *x.shape[2:]]
     macs = weight.numel() * x.shape[0] * _positions(call)
     met = _conv_contract(state, call, (rows, x_shape), (columns, w_shape), [2], 2 * macs)
     return squeeze_to(met, (0, 1, *range(3, ndim)))
 
 
-def _in_space(state: Propagation, call: Call) -> list[Plane]:
+def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[Plane]:
     """Planes of a convolution's input, such that none varies along channels and space."""
     kept = []
-    for plane in state.planes(call.args[0]):
+    for plane in planes:
         if all(d < 2 for d in plane.dims):
             kept.append(plane)
         elif 1 in plane.dims:
@@ -287,6 +295,8 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     x, weight = call.args[:2]
     groups, channels = call.args[8], call.out.shape[1]
     where = state.where(call.name)
+    if weight.shape[1] > 1 and not call.args[6] and _inside(state, x, planes):
+        return _inner_convolution(state, call, planes)
     for plane in planes:
         if plane.dims == (1,):
             state.book.freeze(plane.labels, "inner_axis", where)
@@ -318,6 +328,29 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     kept = [p for p in state.planes(x) if p.dims == (0,)]
     zero = tuple(a for p in planes if p.dims == (0,) for a in p.zero)
     return [Plane(labels, zero), *kept]
+
+
+def _inside(state: Propagation, x: torch.Tensor, planes: Sequence[Plane]) -> bool:
+    """Whether the groups of a convolution stay as many as they are, and become wider."""
+    given = [p for p in state.planes(x) if 1 in p.dims]
+    return any(is_inner(state.book, p.labels) for p in (*planes, *given))
+
+
+def _inner_convolution(state: Propagation, call: Call, planes: Sequence[Plane]) -> list[Plane]:
+    """Unite channels over all groups; each group is a dense convolution then."""
+    groups, rows = call.args[8], []
+    for plane in state.planes(call.args[0]):
+        if 1 in plane.dims:
+            shape = plane.labels.shape
+            grid = plane.labels.reshape(shape[0], groups, -1, *shape[2:])
+            state.book.unite(grid, grid[:, :1])
+            plane = plane._replace(labels=grid[:, 0])
+        rows.append(plane)
+    for plane in planes:
+        if plane.dims == (0,):
+            grid = plane.labels.reshape(groups, -1)
+            state.book.unite(grid, grid[:1])
+    return _dense_convolution(state, call, planes, (0, 1), rows)
 
 
 def attention(state: Propagation, call: Call) -> Any:

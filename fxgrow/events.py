@@ -1,0 +1,71 @@
+"""What happens to planes and can only be judged once all labels are united."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .flows import Flow
+    from .planes import Axis, Labels
+
+__all__ = ["Closing", "Frozen", "Meeting", "Mixing", "Reshape", "Unlabelled", "Where"]
+
+
+class Where(NamedTuple):
+    """Where an event happened: the operation's name and the index of its node."""
+
+    op: str
+    site: object
+
+
+class Frozen(NamedTuple):
+    """These labels can't grow, because of ``code``."""
+
+    labels: Labels
+    code: str
+    where: Where
+
+
+class Meeting(NamedTuple):
+    """Two planes that share some, but not all, of their dimensions."""
+
+    a: Labels
+    b: Labels
+    where: Where
+
+
+class Unlabelled(NamedTuple):
+    """A plane lies along ``dims`` on something that carries no label."""
+
+    labels: Labels
+    dims: tuple[int, ...]
+    where: Where
+
+
+class Closing(NamedTuple):
+    """A plane is summed away; one of ``partners`` (labels, axis) must close it."""
+
+    labels: Labels
+    partners: tuple[tuple[Labels, Axis], ...]
+    where: Where
+
+
+class Mixing(NamedTuple):
+    """A plane is reduced away by an operation that mixes its units.
+
+    ``gains`` are the axes of the weights that its result is multiplied with.
+    """
+
+    labels: Labels
+    code: str
+    where: Where
+    flow: Flow | None = None
+    gains: tuple[Axis, ...] = ()
+
+
+class Reshape(NamedTuple):
+    """One reshaped block of dimensions: the labels before and after."""
+
+    before: Labels
+    after: Labels
+    where: Where

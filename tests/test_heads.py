@@ -1,0 +1,111 @@
+"""Heads as units: attention as people write it, grown by whole heads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import doubled, errors, randomised, step, untrained
+from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttention
+
+import fxgrow
+from fxgrow.errors import VerificationError
+from fxgrow.rewrite import rewrite
+
+EXACT = 1e-10
+# Keys and values of one head: what grows is the inner axis of the values.
+NO_HEADS = {"mqa": "unlabelled"}
+
+
+def built(name, table=HEADED):
+    make, example = table[name]
+    torch.manual_seed(0)
+    return randomised(make()), doubled(example)
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_heads_are_the_units(name):
+    """What writes queries is one group of as many units as there are heads (of keys)."""
+    model, example = built(name)
+    inspection = fxgrow.inspect(model, example)
+    found = {g.name: g for g in (*inspection.groups, *inspection.frozen)}
+    writers = [g for n, g in found.items() if n.endswith(("attention.q", "qkv", "attn", "tion"))]
+    heads = [g for g in writers if g.width == HEADS]
+    assert heads
+    reasons = {g.reason.code for g in heads if g.reason is not None}
+    assert reasons == ({NO_HEADS[name]} if name in NO_HEADS else set())
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_growth_is_exact_and_trains(name):
+    model, example = built(name)
+    inspection = fxgrow.inspect(model, example)
+    for group in inspection.groups:
+        grown = rewrite(model, inspection, {group.name: step(group, 1)})
+        assert max(errors(model, grown.module, example)) <= EXACT, group.name
+    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_in_the_users_class(name):
+    """The same, or refused where the user's own code holds the number of heads."""
+    model, example = built(name)
+    additions = {g.name: step(g) for g in fxgrow.inspect(model, example).groups}
+    try:
+        growth = fxgrow.widen(model, example, additions, emit="module")
+    except VerificationError as error:
+        assert "emit='graph'" in str(error)
+    else:
+        assert max(errors(model, growth.module, example)) <= EXACT
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}, {}])
+def test_torch_attention_written_out(options, masked):
+    """What the graph computes is what torch computes, weights and masks too."""
+    from fxgrow.compose import multihead_forward
+
+    torch.manual_seed(0)
+    module = torch.nn.MultiheadAttention(12, 3, batch_first=True, **options).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    given = {}
+    if masked:
+        given["attn_mask"] = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        given["key_padding_mask"] = torch.arange(5).expand(2, 5) >= torch.tensor([[5], [3]])
+    for need_weights in (False, True):
+        wanted = module(x, x, x, need_weights=need_weights, **given)
+        found = multihead_forward(module, x, x, x, need_weights=need_weights, **given)
+        torch.testing.assert_close(found[0], wanted[0])
+        if need_weights:
+            torch.testing.assert_close(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("name", ONE_HEAD)
+def test_one_head_grows_inside(name):
+    """Of one head, queries with keys and values are groups (packed in a view: one group)."""
+    model, example = built(name, ONE_HEAD)
+    inspection = fxgrow.inspect(model, example)
+    writers = [g for g in inspection.groups if g.width in {SIZE, 12} and "attention" in g.name]
+    held = {g.reason.code for g in inspection.frozen} - {"output", "unlabelled"}
+    mixed = name in {"normed", "rms_normed", "rotary"}
+    assert bool(held) == mixed
+    assert len([g for g in writers if "out_proj" not in g.name]) == (
+        1 if mixed or name in {"packed_3hd", "packed_hd3"} else 2
+    )
+    for group in inspection.groups:
+        grown = rewrite(model, inspection, {group.name: step(group, 1)})
+        assert max(errors(model, grown.module, example)) <= EXACT, group.name
+    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+
+
+def test_channels_that_are_one_unit_are_frozen():
+    """Split attention mixes halves and groups: nothing can be added to what they are."""
+    torch.manual_seed(0)
+    model, example = randomised(SplitAttention()), PICTURE.double()
+    inspection = fxgrow.inspect(model, example)
+    assert "inner_mixed" in {g.reason.code for g in inspection.frozen}
+    growth = fxgrow.widen(model, example, 2)
+    assert max(errors(model, growth.module, example)) <= EXACT
