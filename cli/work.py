@@ -300,6 +300,10 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield "Dry run: nothing was grown, nothing was written."
     else:
         yield f"Written to {result['output']}."
+    if "files" in result:
+        yield "Checked were units, shapes and old entries; outputs were not compared (fxgrow verify)."
+    if result.get("left_out"):
+        yield f"Not taken over from the old folder: {', '.join(result['left_out'])}."
 
 
 def _moved(inputs: Any, device: str | None) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Fitted", "fit", "inputs_on_meta"]
 
 _SHOWN = 3
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def fit(model: torch.nn.Module, weights: Weights) -> Fitted:
     Raises
     ------
     InputError
-        When a tensor lacks, is besides, or has another shape.
+        When a tensor lacks, is besides, is quantised, or has another shape.
     """
     model = plain(model)
     state = _state(model)
@@ -78,7 +79,7 @@ def fit(model: torch.nn.Module, weights: Weights) -> Fitted:
     problems = [
         *(f"it lacks {quoted(name)}" for name in lacking),
         *(f"it has {quoted(key)} besides" for key in unread if not _unread(model, key)),
-        *_other_shapes(names, tensor_names(model), weights),
+        *_others(names, tensor_names(model), weights),
     ]
     if problems:
         more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -147,13 +148,17 @@ def _unread(model: torch.nn.Module, key: str) -> bool:
     return any(re.search(pattern, key) for pattern in patterns)
 
 
-def _other_shapes(
+def _others(
     names: Mapping[str, str], own: Mapping[str, torch.Tensor], weights: Weights
 ) -> Iterator[str]:
+    """Say where shapes are others, or numbers are packed in a way that is not the model's."""
     for key, name in names.items():
-        there, here = weights.entries[key].shape, tuple(own[name].shape)
-        if there != here:
-            yield f"its {quoted(key)} is {list(there)}, not {list(here)}"
+        there, here = weights.entries[key], own[name]
+        if there.shape != tuple(here.shape):
+            yield f"its {quoted(key)} is {list(there.shape)}, not {list(here.shape)}"
+        elif here.is_floating_point() and here.dtype != there.dtype not in _FLOATS:
+            kind = str(there.dtype).removeprefix("torch.")
+            yield f"its {quoted(key)} is of type {kind}: quantised weights can't grow"
 
 
 def _on_meta(model: torch.nn.Module, dtypes: Mapping[str, torch.dtype]) -> torch.nn.Module:
@@ -162,6 +167,7 @@ def _on_meta(model: torch.nn.Module, dtypes: Mapping[str, torch.dtype]) -> torch
     for name, tensor in tensor_names(model).items():
         value = torch.empty_like(tensor, dtype=dtypes.get(name, tensor.dtype), device="meta")
         if isinstance(tensor, torch.nn.Parameter):
-            value = torch.nn.Parameter(value, tensor.requires_grad)
+            trains = tensor.requires_grad and value.is_floating_point()
+            value = torch.nn.Parameter(value, trains)
         memo[id(tensor)] = value
     return duplicate(model, memo)
