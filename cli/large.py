@@ -16,6 +16,7 @@ from fxgrow.large import check_target, open_checkpoint, stream
 
 from .additions import parse, planned
 from .discover import WEIGHTS, Source
+from .references import ZOOS
 from .shapes import describe, find_inputs
 from .zoos import Found, build
 
@@ -31,7 +32,7 @@ def checkpoint(model: str, output: Path | None) -> Path | None:
     A folder is one; what else holds weights is one if ``-o`` names a folder.
     """
     path = Path(model.removeprefix(_LOCAL))
-    if model == str(path) and path.is_dir():
+    if not model.startswith(ZOOS) and path.is_dir():
         return path
     folder = output is not None and output.suffix not in WEIGHTS
     weights = path.suffix == ".safetensors" or path.name.endswith(INDEX)
@@ -112,6 +113,8 @@ def _built(path: Path, source: Source) -> Found:
     if source.arch is None:
         msg = f"{path}: holds weights; name what builds the model: --arch torchvision:resnet18"
         raise InputError(f"{msg} or --arch file.py:factory")
+    if source.arch.startswith(_LOCAL):
+        return Found(model_of(source.arch.removeprefix(_LOCAL)), path.stem)
     if "@" in source.arch:
         msg = f"--arch {source.arch}: the weights are those of {path}; leave out what follows @"
         raise InputError(msg)

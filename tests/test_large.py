@@ -82,7 +82,8 @@ FOLDERS = {
     "llama": (llama, torch.float32, {"embed": 16, "q_proj": 1, "gate": 4}),
     "llama, double": (llama, torch.float64, {"embed": 16, "q_proj": 1, "gate": 4}),
     "llama, tied": (
-        lambda: llama(tie_word_embeddings=True), torch.float32, {"0.self_attn.o_proj": 16, "q_proj": 1},
+        lambda: llama(tie_word_embeddings=True), torch.float32,
+        {"0.self_attn.o_proj": 16, "q_proj": 1},
     ),
     "llama, half": (llama, torch.bfloat16, {"q_proj": 2, "gate": 3}),
     "llama, half, copies": (llama, torch.bfloat16, {"embed": 32, "q_proj": 2}),
