@@ -301,7 +301,7 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"Written to {result['output']}."
     if "files" in result:
-        yield "Checked were units, shapes and old entries; outputs were not compared (fxgrow verify)."
+        yield "Units, shapes and old entries were checked; outputs were not compared."
     if result.get("left_out"):
         yield f"Not taken over from the old folder: {', '.join(result['left_out'])}."
 
