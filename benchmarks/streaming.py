@@ -33,11 +33,13 @@ MARGIN = 2.5
 """Largest tensors that may be held besides what the analysis has taken."""
 
 
-def write(folder, layers, shard):
+def written(old, new, layers, shard):
     """Write a checkpoint as transformers does, one shard at a time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**SIZES, num_hidden_layers=layers, dtype="bfloat16")
+    folder = Path(old)
+    folder.mkdir()
     config.architectures = ["LlamaForCausalLM"]
     with torch.device("meta"):
         state = LlamaForCausalLM(config).state_dict()
@@ -62,6 +64,7 @@ def write(folder, layers, shard):
     index = {"metadata": {"total_size": total}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     config.save_pretrained(folder)
+    return {"layers": layers}
 
 
 def additions_of(layers):
@@ -77,7 +80,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def streamed(old, new, layers):
+def streamed(old, new, layers, shard):
     """Widen tensor by tensor."""
     before = []
 
@@ -108,7 +111,7 @@ def streamed(old, new, layers):
     }
 
 
-def compared(old, new, layers):
+def compared(old, new, layers, shard):
     """Widen in memory, and compare every tensor, and the outputs."""
     from transformers import LlamaForCausalLM
 
@@ -138,7 +141,8 @@ def compared(old, new, layers):
     }
 
 
-PARTS = {"streamed": streamed, "compared": compared}
+PARTS = {"written": written, "streamed": streamed, "compared": compared}
+"""Each in a process of its own: the memory of this one would count as a child's."""
 
 
 def main():
@@ -150,15 +154,14 @@ def main():
     options = parser.parse_args()
     if options.part:
         places = (f"{options.folder}/{name}" for name in ("old", "new"))
-        print(json.dumps(PARTS[options.part](*places, options.layers)))
+        shard = options.shard_mb * 10**6
+        print(json.dumps(PARTS[options.part](*places, options.layers, shard)))
         return 0
     results = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        (Path(folder) / "old").mkdir()
-        write(Path(folder) / "old", options.layers, options.shard_mb * 10**6)
         for part in PARTS:
             command = [sys.executable, __file__, "--part", part, "--folder", folder]
-            command += ["--layers", str(options.layers)]
+            command += ["--layers", str(options.layers), "--shard-mb", str(options.shard_mb)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             results.update(json.loads(done.stdout.splitlines()[-1]))
     print(json.dumps(results, indent=1))
