@@ -153,6 +153,7 @@ WIDEN_EXAMPLES = use.examples(
     "fxgrow widen torchvision:resnet18@DEFAULT layer1.0.conv1=+16 layer2.0.conv1=+12.5%",
     "fxgrow widen model.pt +12.5% --arch net.py:Net --exclude 'head*' -o wider.safetensors",
     "fxgrow widen model.pt 'layer3.*=+32' --arch torchvision:resnet18 --dry-run",
+    "fxgrow widen llama/ '*mlp*=+1024' -o wider/",
 )
 
 
@@ -178,6 +179,13 @@ def widen(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would be; write nothing.")
     ] = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a folder: most bytes of a file, e.g. 5GB; by default as it was.",
+            metavar="SIZE",
+        ),
+    ] = None,
     output: use.WeightsOutput = None,
     force: use.Force = False,
     as_json: use.Json = False,
@@ -185,21 +193,43 @@ def widen(
     verbose: use.Verbose = False,
     config: use.Config = None,
 ) -> None:
-    """Insert units by hand; the function is kept, no data are needed."""
+    """Insert units by hand; the function is kept, no data are needed.
+
+    A MODEL that is a folder with config.json and .safetensors files is widened tensor by
+    tensor, in little memory, into another folder; a file of weights too, if -o is a folder.
+    """
     del config
     with session(as_json, quiet, verbose) as screen:
-        from . import work
+        from . import large, work
         from .discover import Source
         from .references import keywords
 
         work.check_additions(additions)
+        source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
+        chosen = {"include": include or (), "exclude": exclude or (), "inner": inner or ()}
+        path = large.checkpoint(model, output)
+        if path is not None:
+            with screen.progress() as show:
+                writing: dict[str, Any] = {
+                    "target": large.target_for(path, output),
+                    "dry_run": dry_run,
+                    "force": force,
+                    "shard_size": shard_size,
+                    "progress": show,
+                }
+                report = large.widen(
+                    path, source, input or (), additions, chosen, writing, screen.note
+                )
+            _show(screen, report)
+            return
+        if shard_size is not None:
+            msg = "it goes with a folder: name one as MODEL, or with -o"
+            raise typer.BadParameter(msg, param_hint="--shard-size")
         target = work.output_for(model, output)
         if not dry_run:
             work.check_output(target, GROWN, force=force, source=model)
-        source = Source(model, arch, trust_pickle, keywords(model_kwargs or ()), seed)
         found = work.open_model(source, input or ())
         screen.note(f"{model}: {found.summary}")
-        chosen = {"include": include or (), "exclude": exclude or (), "inner": inner or ()}
         report = work.widen(found, additions, chosen, seed=seed, path=target, dry_run=dry_run)
         _show(screen, report)
 

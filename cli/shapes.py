@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from fxgrow.errors import InputError
+from fxgrow.plain import eagerly
+from fxgrow.stages import to_device
 
 from .references import first_line
 
@@ -110,7 +113,10 @@ def random_like(inputs: Inputs, model: nn.Module, batch: int, generator: torch.G
 def run(model: nn.Module, inputs: Inputs) -> Any:
     """Call a copy of the model in eval mode, without gradients."""
     scratch = copy.deepcopy(model).eval()  # a forward pass may fill caches
-    with torch.no_grad():
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    if on_meta:
+        inputs = to_device(inputs, "meta")
+    with torch.no_grad(), eagerly(scratch) if on_meta else nullcontext():
         if isinstance(inputs, dict):
             return scratch(**inputs)
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)

@@ -310,6 +310,10 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield "Dry run: nothing was grown, nothing was written."
     else:
         yield f"Written to {result['output']}."
+    if "files" in result:
+        yield "Units, shapes and old entries were checked; outputs were not compared."
+    if result.get("left_out"):
+        yield f"Not taken over from the old folder: {', '.join(result['left_out'])}."
 
 
 def _moved(inputs: Any, device: str | None) -> Any:

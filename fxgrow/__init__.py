@@ -20,6 +20,7 @@ from .history import History
 from .inspection import Inspection
 from .io import load, save
 from .ir import Group, Growth, IndexMap, Plan, Verification, Votes
+from .large import WideCheckpoint, widen_checkpoint
 from .planes import Plane
 from .propagate import Call, Propagation
 from .recipes import apply
@@ -56,6 +57,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "Votes",
+    "WideCheckpoint",
     "activity",
     "apply",
     "at",
@@ -74,4 +76,5 @@ __all__ = [
     "unwrap",
     "vote",
     "widen",
+    "widen_checkpoint",
 ]

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .ir import GrownGroup, GrownSlot
 
     Tensors = Mapping[str, torch.Tensor]
 
-__all__ = ["STREAMS", "draw", "fill_streams"]
+__all__ = ["STREAMS", "draw", "fill_streams", "stream_steps", "take_step"]
 
 STREAMS = frozenset({"mean", "zero"})
 """Recipes of streams (see :class:`fxgrow.ir.Group`)."""
@@ -35,14 +35,25 @@ def fill_streams(
     generator : torch.Generator or None
         Of the random columns; without one they stay as they are.
     """
+    for group, slot in stream_steps(groups):
+        take_step(tensors, group, slot, generator)
+
+
+def stream_steps(groups: Sequence[GrownGroup]) -> Iterator[tuple[GrownGroup, GrownSlot]]:
+    """Yield what :func:`fill_streams` fills, in its order."""
     streams = [group for group in groups if group.recipe in STREAMS]
     # Columns before rows, which may be means over what the columns hold; scales before the
     # rows that they are multiplied with; zero columns win where they cross random ones.
     for kind in ("random", "scale", "mean", "zero", "gain"):
         for group in streams:
-            for slot in group.slots:
-                if slot.filling.kind == kind:
-                    _FILLERS[kind](tensors, group, slot, generator)
+            yield from ((group, slot) for slot in group.slots if slot.filling.kind == kind)
+
+
+def take_step(
+    tensors: Tensors, group: GrownGroup, slot: GrownSlot, generator: torch.Generator | None
+) -> None:
+    """Fill one slot of a stream, in place."""
+    _FILLERS[slot.filling.kind](tensors, group, slot, generator)
 
 
 def _random(

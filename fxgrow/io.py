@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA",
     "atomic_write",
+    "describe",
     "example_inputs",
     "growth_step",
     "load",
@@ -104,12 +105,12 @@ def save(
     target = Path(path)
     sharded = target.name.endswith(INDEX)
     if target.suffix == ".json" and not sharded:
-        text = pack_plan(_meta(growth, history, Collected()))
+        text = pack_plan(describe(growth, history, Collected()))
         atomic_write(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return
     most = bytes_of(max_shard_size)
     found = collect(growth.module, target)
-    metadata = pack_meta(_meta(growth, history, found))
+    metadata = pack_meta(describe(growth, history, found))
     if sharded:
         write_shards(found.tensors, target, metadata, most)
     else:
@@ -201,7 +202,10 @@ def read_meta(path: str | Path) -> dict[str, Any]:
 # ------------------------------------------------------------------- steps
 
 
-def _meta(growth: Growth, history: Sequence[Mapping[str, Any]], found: Collected) -> dict[str, Any]:
+def describe(
+    growth: Growth, history: Sequence[Mapping[str, Any]], found: Collected
+) -> dict[str, Any]:
+    """Describe a growth as its file does, see :func:`read_meta`."""
     check = growth.verification
     return {
         "schema": SCHEMA,

@@ -55,12 +55,11 @@ def new_tensors(
     ----------
     arXiv 2509.18842, section SWE (insertion).
     """
-    generator = torch.Generator().manual_seed(seed)
-    slots: dict[str, list[tuple[GrownSlot, str]]] = defaultdict(list)
-    for group in layout.groups:
-        for slot in group.slots:
-            slots[slot.tensor].append((slot, group.recipe))
+    slots = slots_of(layout)
     shapes = {name: _new_shape(old[name], axes) for name, axes in layout.index_map.axes.items()}
+    if all(old[name].is_meta for name in slots):  # shapes are all that there is
+        return {name: old[name].new_empty(shapes[name]) for name in slots}
+    generator = torch.Generator().manual_seed(seed)
     vectors = _vectors(old, slots, factors)
     result: dict[str, torch.Tensor] = {}
     for names in vectors:
@@ -76,6 +75,63 @@ def new_tensors(
     return result
 
 
+def slots_of(layout: Layout) -> dict[str, list[tuple[GrownSlot, str]]]:
+    """Slots, and the recipes of their groups, of every tensor that grows."""
+    slots: dict[str, list[tuple[GrownSlot, str]]] = defaultdict(list)
+    for group in layout.groups:
+        for slot in group.slots:
+            slots[slot.tensor].append((slot, group.recipe))
+    return slots
+
+
+def filled(
+    old: torch.Tensor,
+    layout: Layout,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    slots: Mapping[str, list[tuple[GrownSlot, str]]],
+    generator: torch.Generator,
+    factors: Collection[str] = (),
+) -> torch.Tensor:
+    """Fill one tensor as :func:`new_tensors` does, without what streams and copies need.
+
+    Parameters
+    ----------
+    old : torch.Tensor
+    layout : Layout
+    name : str
+    shapes : dict of str to tuple of int
+        New shapes of all tensors that grow.
+    slots : dict
+        See :func:`slots_of`.
+    generator : torch.Generator
+        As it is when this tensor has its turn, see :func:`drawn`.
+    factors : collection of str
+        See :func:`new_tensors`.
+    """
+    if is_vector(len(old.shape), name, slots[name], factors):
+        return _fill_vectors({name: old}, layout, slots, [name])[name]
+    mask = name in factors and _is_mask(old)
+    return _filled(old, layout, name, slots[name], shapes, generator, mask=mask)
+
+
+def drawn(own: list[tuple[GrownSlot, str]], shape: Sequence[int]) -> int:
+    """How many numbers are drawn to fill a tensor of the new ``shape``, streams aside."""
+    return sum(
+        sum(slot.new.size for slot in fresh) * math.prod(shape) // shape[dim]
+        for (dim, role), fresh in _merged(own).items()
+        if role == "producer"
+    )
+
+
+def is_vector(
+    ndim: int, name: str, own: list[tuple[GrownSlot, str]], factors: Collection[str]
+) -> bool:
+    """Whether all new entries of a tensor are means of a vector: nothing is drawn."""
+    fresh = all(slot.role in _MEANS and recipe != "copies" for slot, recipe in own)
+    return ndim == 1 and fresh and name not in factors
+
+
 def _vectors(
     old: Mapping[str, torch.Tensor],
     slots: Mapping[str, list[tuple[GrownSlot, str]]],
@@ -85,8 +141,7 @@ def _vectors(
     found: dict[Any, list[str]] = defaultdict(list)
     for name, own in slots.items():
         tensor = old[name]
-        fresh = all(slot.role in _MEANS and recipe != "copies" for slot, recipe in own)
-        if tensor.ndim == 1 and fresh and name not in factors:
+        if is_vector(tensor.ndim, name, own, factors):
             found[tensor.dtype, tensor.device].append(name)
     return list(found.values())
 

@@ -88,8 +88,8 @@ def rewrite(
     model = plain(model)
     analysis = inspection.analysis
     layout = lay_out(analysis.state.book, analysis.state.axes, inspection.groups, additions)
+    factors = factors_of(analysis)
     # The shadow of the analysis has run in train mode: take the model's own buffers.
-    factors = {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
     named = tensor_names(model)
     tensors = new_tensors(layout, named, seed, factors)
     sizes = Sizes(analysis.state.book, layout.gain)
@@ -118,6 +118,11 @@ def rewrite(
     else:
         module = widened.root
     return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
+
+
+def factors_of(analysis: Analysis) -> set[str]:
+    """Buffers that multiply (see :func:`fxgrow.preserve.new_tensors`)."""
+    return {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
 
 
 def _ratios(

@@ -26,7 +26,11 @@ FENCE = re.compile(
     r"|^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n(?P<text>.*?)^```$)",
     re.MULTILINE | re.DOTALL,
 )
-NEEDS = {"howto/timm.md": "timm", "howto/transformers.md": "transformers"}
+NEEDS = {
+    "howto/large.md": "transformers",
+    "howto/timm.md": "timm",
+    "howto/transformers.md": "transformers",
+}
 
 
 @dataclass(frozen=True)

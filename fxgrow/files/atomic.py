@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-__all__ = ["atomic_write", "folder_locked", "remove_leftovers", "sync"]
+__all__ = ["atomic_folder", "atomic_write", "folder_locked", "remove_leftovers", "sync"]
 
 fcntl: ModuleType | None
 try:
@@ -71,6 +71,60 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         why = getattr(error, "strerror", None) or error
         msg = f"{target}: could not be written ({why}); choose another place for the output"
         raise FileError(msg) from error
+
+
+def atomic_folder(
+    path: str | Path, write: Callable[[Path], object], *, replace: bool = False
+) -> None:
+    """Let ``write`` fill a temporary folder beside ``path``, then put it in place.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder to make.
+    write : callable
+        Gets the path of the temporary folder, still empty.
+    replace : bool
+        Let it take the place of a folder that is there. A folder can't be replaced in one
+        step: killed in between, the old one lies beside as ``.NAME.<digits>.old``.
+
+    Raises
+    ------
+    FileError
+        If it can't be written, or exists already.
+    """
+    target = Path(path)
+    try:
+        with _workplace(target) as folder:
+            new = folder / "new"
+            new.mkdir()
+            write(new)
+            for file in new.iterdir():
+                sync(file)
+            sync(new)
+            _put(new, target, replace=replace)
+        sync(target.parent)
+        remove_leftovers(target)
+    except OSError as error:
+        why = error.strerror or error
+        msg = f"{target}: could not be written ({why}); choose another place for the output"
+        raise FileError(msg) from error
+
+
+def _put(new: Path, target: Path, *, replace: bool) -> None:
+    if not os.path.lexists(target):
+        new.rename(target)
+        return
+    if not replace or target.is_symlink():
+        raise FileError(f"{target}: exists already; choose another place for the output")
+    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(path: str | Path, *, begin: str = "") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -61,10 +61,13 @@ class Header:
     ----------
     tensors : dict of str to Entry
     metadata : dict of str to str
+    spans : dict of str to (int, int)
+        First byte of each tensor in the file, and the one after its last.
     """
 
     tensors: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -107,33 +110,32 @@ def read_header(path: Path) -> Header:
             if size < _LENGTH or length > min(size - _LENGTH, LARGEST_HEADER):
                 raise ValueError(f"its header would be {length} bytes of a file of {size}")
             text = file.read(length)
-        return _checked(parse_json(text), size - _LENGTH - length)
+        return _checked(parse_json(text), _LENGTH + length, size)
     except (OSError, ValueError, MemoryError) as error:
         msg = f"{path}: damaged, or no .safetensors file ({error}); get it again"
         raise FileError(msg) from error
 
 
-def _checked(content: Any, room: int) -> Header:
+def _checked(content: Any, start: int, size: int) -> Header:
     if not isinstance(content, dict):
         raise ValueError("its header is no object")
     metadata = content.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{_METADATA} holds more than texts")
-    tensors = {}
-    spans = []
+    tensors, spans = {}, {}
     for name, value in content.items():
         if len(name) > _LONGEST_NAME or any(hidden(character) for character in name):
             raise ValueError(f"{quoted(name)} is no name for a tensor")
-        tensors[name], span = _entry(name, value)
-        spans.append(span)
+        tensors[name], spans[name] = _entry(name, value)
     end = 0
-    for begin, stop in sorted(spans):
+    for begin, stop in sorted(spans.values()):
         if begin != end:
             raise ValueError(f"tensors overlap, or leave a gap, at byte {begin}")
         end = stop
-    if end != room:
-        raise ValueError(f"tensors of {end} bytes are announced, {room} are there")
-    return Header(tensors, metadata)
+    if end != size - start:
+        raise ValueError(f"tensors of {end} bytes are announced, {size - start} are there")
+    places = {name: (start + begin, start + stop) for name, (begin, stop) in spans.items()}
+    return Header(tensors, metadata, places)
 
 
 def _entry(name: str, value: Any) -> tuple[Entry, tuple[int, int]]:
