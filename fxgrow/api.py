@@ -17,8 +17,8 @@ from .plan import make_plan
 from .stages import (
     as_plan,
     asked,
-    check_emit,
     check_growable,
+    fit_for,
     grow,
     settled,
     shared_example,
@@ -99,7 +99,7 @@ def widen(
     with together(model, process_group) as (team, model):
         example = shared_example(team, model, None, example_inputs)
         inspection = inspect(model, example, rules=rules)
-        plan = team.share(as_plan(additions, inspection), "the plan")
+        plan = team.share(as_plan(additions, inspection, model, emit), "the plan")
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=verify)
         team.settle(growth.module, plan=plan)
         return growth
@@ -189,7 +189,7 @@ def plan_for(
     exclude: Sequence[str] = (),
     seed: int = 0,
     example_inputs: Any = None,
-    emit: str = "module",
+    emit: str | None = None,
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
     rules: Iterable[Declaration] = (),
@@ -217,8 +217,8 @@ def plan_for(
     seed : int
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
-    emit : {"graph", "module"}
-        What is to be made of the plan: refused here, before voting, if the model is no graph.
+    emit : {"graph", "module"}, optional
+        What is to be made of the plan; what can't become that is refused or frozen now.
     progress : callable, optional
         Told ``(stage, done, total)``.
     process_group : torch.distributed.ProcessGroup, optional
@@ -250,7 +250,7 @@ def plan_for(
         team.agree({**arguments, "candidates": candidates}, "the arguments")
         example = shared_example(team, model, data, example_inputs)
         inspection = inspect(model, example, include=include, exclude=exclude, rules=rules)
-        check_emit(inspection, emit)
+        inspection = fit_for(model, inspection, emit)
         check_growable(inspection)
         budget = settled(budget, unit, inspection)
         cast: Votes | None = None

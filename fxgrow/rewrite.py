@@ -47,6 +47,7 @@ class _Widened:
     edits: list[str]
     ratios: dict[fx.Node, tuple[str, float]]  # by nodes of the analysis
     scaled: set[str]  # modules whose eps has been scaled
+    inlined: list[str]  # nodes whose numbers were changed
 
 
 @collector_paused()
@@ -116,7 +117,8 @@ def rewrite(
         )
     else:
         module = widened.root
-    return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
+    edits, inlined = tuple(widened.edits), bool(widened.inlined)
+    return Rewritten(module, layout.index_map, layout.groups, edits, inlined)
 
 
 def _ratios(
@@ -156,7 +158,7 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
             f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
         ]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, edits, {}, set())
+    return _Widened(root, graphs, origins, edits, {}, set(), [])
 
 
 def _add_constants(root: nn.Module, analysis: Analysis) -> None:
@@ -275,6 +277,7 @@ class _Widener(LabelExecutor):
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:
             self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
+            self.widened.inlined.append(node.name)
 
     def _resize_computed(self, name: str) -> None:
         """Resize what a module's hooks will compute: attributes are read off it before."""
@@ -332,7 +335,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     """Run the widened graphs under labels; compare their partition with the expected one."""
     root = widened.root
     names = tensor_names(root)
-    state = Propagation({id(t): name for name, t in names.items()})
+    # Constants of the code have become buffers, which have no units.
+    known = set(analysis.state.names.values())
+    state = Propagation({id(t): name for name, t in names.items() if name in known})
     state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
