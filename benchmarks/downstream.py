@@ -23,8 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 RESULTS = ROOT / "benchmarks" / "results" / "downstream.json"
 FORMS = ("graph", "module")
-COMPILED = ("resnet18", "timm_vit", "hf_bert")  # with the default backend, which is slow
+COMPILED = ("densenet", "timm_vit", "hf_bert")  # with the default backend, which is slow
 
+# ruff: noqa: E501
 PAGE = """# After growth
 
 Written by `benchmarks/downstream.py` ({versions}); do not edit.
@@ -218,7 +219,10 @@ def notes(results, sign):
         for form in FORMS:
             for check, found in entry.get(form, {}).items():
                 if isinstance(found, dict) and state_of(entry, form, check) == sign:
-                    key = (check, found["note"] if sign != "○" else entry["original"][check]["note"])
+                    key = (
+                        check,
+                        found["note"] if sign != "○" else entry["original"][check]["note"],
+                    )
                     lines.setdefault(key, []).append(f"{name} ({form})")
     shown = [f"- {check}: {', '.join(who)}: {_safe(note)}" for (check, note), who in lines.items()]
     return "\n".join(shown) or "Nothing."

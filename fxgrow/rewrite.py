@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from .analyse import Analysis, LabelExecutor, tensor_names
-from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
+from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
@@ -266,6 +266,9 @@ class _Widener(LabelExecutor):
                 else patch_declared(module, name, declared.sizes)
             )
             return
+        if node.op == "call_function" and isinstance(node.args[0] if node.args else 0, fx.Node):
+            x = self.load(node.args[0])
+            self.widened.edits.extend(patch_owner(self.widened.root, node, x))
         patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
         if patch is None:
             return
@@ -361,7 +364,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
             ):
                 run.run(list(graph.nodes))
         for name, module in modules.items():
-            widened.edits.extend(patch_parametrized(module, name))
+            widened.edits.extend(patch_opened(module, name))
     state.book.settle()
     check_partition(state, layout)
 

@@ -16,9 +16,10 @@ from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
 from .files.digest import fingerprint
 from .ir import Growth, Plan, Unit, Votes
-from .plan import MAX_ADDED
 from .ownclass import followed, rewrite_own
+from .plan import MAX_ADDED
 from .rewrite import rewrite
+from .told import Told, follow_told
 from .verify import verify as verify_models
 from .vote import cast_votes
 
@@ -155,10 +156,14 @@ def grow(
     build = rewrite if emit == "graph" else rewrite_own
     rewritten = build(model, inspection, plan.additions, seed=seed)
     inputs = inspection.analysis.traced.inputs
-    configured = follow_config(model, rewritten.module) if emit == "module" else None
+    configured, told = None, Told()
+    if emit == "module":
+        configured = follow_config(model, rewritten.module)
+        told = follow_told(model, rewritten.module, inputs)
     verification = verify_models(model, rewritten.module, inputs) if checked else None
-    if configured is not None and verification is not None and not verification.passed:
-        configured = configured.refused()
+    if verification is not None and not verification.passed:  # by these, perhaps
+        told.undo()
+        told, configured = Told(), configured and configured.refused()
         verification = verify_models(model, rewritten.module, inputs)
     if verification is not None and not verification.passed:
         raise VerificationError(
@@ -171,7 +176,7 @@ def grow(
     )
     report["seed"] = seed
     report["emit"] = emit
-    report["edits"] = list(rewritten.edits)
+    report["edits"] = [*rewritten.edits, *told.edits]
     report["config"] = None if configured is None else configured.to_dict()
     report["inputs"] = input_spec(inputs)
     return Growth(

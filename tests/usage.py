@@ -324,9 +324,14 @@ def layers_untrue(model):
     ]
 
 
+# Sizes of other things, which happen to be as large as a width now and then.
+NO_WIDTHS = {"training", "img_size", "image_size", "base_width", "reduction", "window_size"}
+NO_WIDTHS |= {"grid_size", "partition_ratio", "head_dim", "downsample_factor"}
+
+
 def _numbers(owner):
     for key, value in vars(owner).items():
-        if key.startswith("_") or key == "training":
+        if key.startswith("_") or key in NO_WIDTHS:
             continue
         if type(value) is int:
             yield key, value
@@ -334,7 +339,11 @@ def _numbers(owner):
             yield from ((f"{key}[{i}]", v) for i, v in enumerate(value))
         elif type(value) is list and value and all(isinstance(v, dict) for v in value):
             for i, entry in enumerate(value):
-                yield from ((f"{key}[{i}].{k}", v) for k, v in entry.items() if type(v) is int)
+                yield from (
+                    (f"{key}[{i}].{k}", v)
+                    for k, v in entry.items()
+                    if type(v) is int and k not in NO_WIDTHS
+                )
 
 
 def attributes_stale(old, new):

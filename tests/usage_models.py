@@ -94,6 +94,13 @@ def _timm(name, size=64, **options):
     return made
 
 
+def _mixer():
+    import timm
+
+    model = timm.models.MlpMixer(10, 32, patch_size=8, num_blocks=2, embed_dim=32)
+    return "timm", model, image(32)
+
+
 def _language(name):
     from networks_language import made
 
@@ -110,8 +117,6 @@ MODELS = {
     "vgg11_bn": _vision(lambda m: _small_head(m.vgg11_bn(init_weights=False), 512 * 49), 32),
     "resnet18": _vision(lambda m: m.resnet18(num_classes=10)),
     "densenet": _vision(lambda m: m.DenseNet(8, (2, 2, 2), 16, num_classes=10)),
-    "googlenet": _vision(lambda m: m.GoogLeNet(10, init_weights=False)),
-    "inception_v3": _vision(lambda m: m.Inception3(10, aux_logits=False, init_weights=False), 96),
     "mobilenet_v2": _vision(lambda m: m.mobilenet_v2(num_classes=10)),
     "mobilenet_v3_small": _vision(lambda m: m.mobilenet_v3_small(num_classes=10)),
     "mnasnet0_5": _vision(lambda m: m.mnasnet0_5(num_classes=10)),
@@ -147,7 +152,7 @@ MODELS = {
     ),
     "timm_convnext_atto": _timm("convnext_atto"),
     "timm_mobilenetv3_small_050": _timm("mobilenetv3_small_050"),
-    "timm_mixer": _timm("mixer_s16_224", 32, img_size=32, num_blocks=2, embed_dim=32),
+    "timm_mixer": _mixer,
     "timm_levit_128s": _timm("levit_128s", 64, img_size=64),
     "timm_coatnet_nano": _timm("coatnet_nano_rw_224", 64, img_size=64),
     "timm_regnety_002": _timm("regnety_002"),
