@@ -223,7 +223,8 @@ def _calls(old: nn.Module, new: nn.Module, inputs: Inputs) -> Calls:
 
 def _note(found: dict[str, _Call], name: str, part: nn.Module, inputs: Any, output: Any) -> None:
     if name not in found:
-        layer = any(p is not None for p in part._parameters.values())
+        own = any(p is not None for p in part._parameters.values())
+        layer = own and next(part.children(), None) is None
         found[name] = _Call(layer, _shapes(inputs), _shapes(output))
 
 

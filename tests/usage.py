@@ -326,7 +326,14 @@ def layers_untrue(model):
 
 # Sizes of other things, which happen to be as large as a width now and then.
 NO_WIDTHS = {"training", "img_size", "image_size", "base_width", "reduction", "window_size"}
-NO_WIDTHS |= {"grid_size", "partition_ratio", "head_dim", "downsample_factor"}
+NO_WIDTHS |= {
+    "key_value_proj_dim",
+    "num_patches",
+    "grid_size",
+    "partition_ratio",
+    "head_dim",
+    "downsample_factor",
+}
 
 
 def _numbers(owner):
