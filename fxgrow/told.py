@@ -99,7 +99,7 @@ _NAMES: Mapping[str, Callable[[int, _Evidence], set[int]]] = {
         ("out_channels", "out_chs", "out_features", "out_dim", "output_dim", "num_chs", "out_size"),
         _output,
     ),
-    **dict.fromkeys(("in_channels", "in_chs", "in_features", "in_dim", "input_dim"), _input),
+    **dict.fromkeys(("in_channels", "in_chs", "in_features", "in_dim", "input_dim", "nx"), _input),
     **dict.fromkeys(
         (
             *("num_features", "num_channels", "channels", "channel", "width", "inplanes", "planes"),
