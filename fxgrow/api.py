@@ -90,7 +90,7 @@ def widen(
     with together(model, process_group) as (team, model):
         example = shared_example(team, model, None, example_inputs)
         inspection = inspect(model, example, inner=inner, rules=rules)
-        plan = team.share(as_plan(additions, inspection), "the plan")
+        plan = team.share(as_plan(additions, inspection, model, emit), "the plan")
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=verify)
         team.settle(growth.module, plan=plan)
         return growth

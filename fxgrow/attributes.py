@@ -7,10 +7,11 @@ A table says what each attribute is, from the (new) tensors of its module; layer
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torch.nn.utils.rnn import PackedSequence
 
@@ -69,7 +70,9 @@ ATTRIBUTES: dict[str, Callable[[Any, Any], Any]] = {
     "num_channels": lambda m, x: x.shape[1],
     "num_parameters": lambda m, x: m.weight.shape[0],
     "embedding_dim": lambda m, x: m.weight.shape[1],
-    "normalized_shape": lambda m, x: tuple(x.shape[-len(m.normalized_shape) :]),
+    "normalized_shape": lambda m, x: tuple(
+        (x if m.weight is None else m.weight).shape[-len(m.normalized_shape) :]
+    ),
     "input_size": lambda m, x: next(m.parameters()).shape[1],
     "hidden_size": _hidden_size,
     "proj_size": _proj_size,
@@ -81,11 +84,30 @@ ATTRIBUTES: dict[str, Callable[[Any, Any], Any]] = {
 _INPUTS = (torch.Tensor, PackedSequence)
 
 
+_NO_LAYERS = frozenset({"torch.nn.modules.module", "torch.nn.modules.container"})
+
+
+@cache
+def is_layer(kind: type) -> bool:
+    """Whether modules of this type are layers of ``torch.nn``, or of a class derived from one."""
+    names = [base.__module__ for base in kind.__mro__]
+    return any(n.startswith("torch.nn.") and n not in _NO_LAYERS for n in names)
+
+
+def patch_owner(root: nn.Module, node: fx.Node, x: Any) -> list[str]:
+    """Bring a layer in line whose forward was opened: its tensors are arguments of ``node``."""
+    edits = []
+    weights = [n for n in node.all_input_nodes if n.op == "get_attr" and "." in str(n.target)]
+    for name in dict.fromkeys(str(n.target).rpartition(".")[0] for n in weights):
+        edits += patch_module(root.get_submodule(name), name, x)
+    return edits
+
+
 def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
     """Bring a leaf module's attributes in line with its tensors; return the edits."""
     sized = [name for name in ATTRIBUTES if module.__dict__.get(name) is not None]
     kind: Any = type_before_parametrizations(module)
-    if not (sized and kind.__module__.startswith("torch.nn") and isinstance(x, _INPUTS)):
+    if not (sized and is_layer(kind) and isinstance(x, _INPUTS)):
         return []
     edits = []
     for attribute in sized:
@@ -97,8 +119,13 @@ def patch_module(module: nn.Module, name: str, x: Any) -> list[str]:
     return edits
 
 
-def patch_parametrized(module: Any, name: str) -> list[str]:
-    """Bring the attributes of a module whose forward was opened in line with its weight."""
+def patch_opened(module: Any, name: str) -> list[str]:
+    """Bring the attributes of a module that was not called itself in line with its weight.
+
+    Its forward was opened, or another module reads its weight (attention, of its projection).
+    """
+    if isinstance(module, nn.Linear) and isinstance(module._parameters.get("weight"), nn.Parameter):
+        return patch_module(module, name, module.weight)
     if "parametrizations" not in module._modules or not is_parametrized(module, "weight"):
         return []
     with torch.no_grad():

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from .planes import Axis, Labels
     from .rules.own import Declaration
     from .shuffle import Shuffle
+    from .trace import Traced
 
-__all__ = ["Inspection", "coupling_graph", "inspect_model"]
+__all__ = ["Inspection", "coupling_graph", "inspect_model", "inspect_own"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +184,40 @@ def inspect_model(
     """
     model = plain(unwrap(model))
     traced = trace(model, example_inputs, rules)
+    return _inspected(model, traced, include, exclude, inner, strict=strict)
+
+
+@collector_paused()
+def inspect_own(model: nn.Module, inspection: Inspection) -> Inspection:
+    """Inspect a model again as its own code: what that code can't follow is frozen.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Never changed.
+    inspection : Inspection
+        Of this model.
+
+    Returns
+    -------
+    Inspection
+        Of all groups, with the sizes that the code holds.
+    """
+    traced = inspection.analysis.traced
+    model = plain(unwrap(model))
+    own = trace(model, traced.inputs, traced.rules, whole=True)
+    return _inspected(model, own, inner=inspection.inner)
+
+
+def _inspected(
+    model: nn.Module,
+    traced: Traced,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    inner: Sequence[str] = (),
+    *,
+    strict: bool = False,
+) -> Inspection:
     analysis = analyse(traced)
     unsupported = _unsupported(analysis)
     if strict and unsupported:

@@ -299,12 +299,16 @@ class GrownGroup:
 
 @dataclass(frozen=True, eq=False)
 class Rewritten:
-    """A widened module and how it came about. Old entries hold their old values."""
+    """A widened module and how it came about. Old entries hold their old values.
+
+    ``inlined``: numbers in the graph were changed, which the model's own code may hold.
+    """
 
     module: torch.nn.Module
     index_map: IndexMap
     groups: tuple[GrownGroup, ...]
     edits: tuple[str, ...] = ()
+    inlined: bool = False
 
 
 @dataclass(frozen=True)

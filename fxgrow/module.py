@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 
 from .copying import computed
@@ -37,11 +38,20 @@ class GrownModule(fx.GraphModule):
         # fx copies only what the graph names, into bare modules; keep the real tree.
         for table in _TREE + _HOOKS:
             object.__setattr__(self, table, copy.copy(root.__dict__[table]))
+        self._keep_constants(root, [graph] if train_graph is None else [graph, train_graph])
         self.training = root.training
         object.__setattr__(self, "_eval_forward", type(self).forward)
         object.__setattr__(self, "_train_module", None)
         if train_graph is not None and train_graph is not graph:
             self._add_train_graph(root, train_graph)
+
+    def _keep_constants(self, root: nn.Module, graphs: list[fx.Graph]) -> None:
+        """Hold the tensors that the outermost module has as plain attributes."""
+        for node in (node for graph in graphs for node in graph.nodes if node.op == "get_attr"):
+            name = str(node.target)
+            value = root.__dict__.get(name)
+            if isinstance(value, torch.Tensor) and not hasattr(self, name):
+                self.register_buffer(name, value, persistent=False)
 
     def _add_train_graph(self, root: nn.Module, graph: fx.Graph) -> None:
         twin = fx.GraphModule(root, graph, "TrainGraph")

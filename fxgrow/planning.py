@@ -10,7 +10,7 @@ from .distributors import distribute
 from .errors import InputError
 from .inspection import Inspection, inspect_model
 from .plan import make_plan
-from .stages import asked, check_emit, check_growable, settled, shared_example, votes_on
+from .stages import asked, check_growable, fit_for, settled, shared_example, votes_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -117,7 +117,7 @@ def plan_for(
     inner: Sequence[str] = (),
     seed: int = 0,
     example_inputs: Any = None,
-    emit: str = "module",
+    emit: str | None = None,
     progress: Progress | None = None,
     process_group: ProcessGroup | Team | None = None,
     rules: Iterable[Declaration] = (),
@@ -147,8 +147,8 @@ def plan_for(
     seed : int
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
-    emit : {"graph", "module"}
-        What is to be made of the plan: refused here, before voting, if the model is no graph.
+    emit : {"graph", "module"}, optional
+        What is to be made of the plan; what can't become that is refused or frozen now.
     progress : callable, optional
         Told ``(stage, done, total)``.
     process_group : torch.distributed.ProcessGroup, optional
@@ -182,7 +182,7 @@ def plan_for(
         inspection = inspect_model(
             model, example, include=include, exclude=exclude, inner=inner, rules=rules
         )
-        check_emit(inspection, emit)
+        inspection = fit_for(model, inspection, emit)
         check_growable(inspection)
         budget = settled(budget, unit, inspection)
         cast: Votes | None = None

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from .analyse import Analysis, LabelExecutor, tensor_names
-from .attributes import patch_declared, patch_module, patch_parametrized, patching_inside
+from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
@@ -48,6 +48,7 @@ class _Widened:
     edits: list[str]
     ratios: dict[fx.Node, tuple[str, float]]  # by nodes of the analysis
     scaled: set[str]  # modules whose eps has been scaled
+    inlined: list[str]  # nodes whose numbers were changed
 
 
 @collector_paused()
@@ -117,7 +118,8 @@ def rewrite(
         )
     else:
         module = widened.root
-    return Rewritten(module, layout.index_map, layout.groups, tuple(widened.edits))
+    edits, inlined = tuple(widened.edits), bool(widened.inlined)
+    return Rewritten(module, layout.index_map, layout.groups, edits, inlined)
 
 
 def factors_of(analysis: Analysis) -> set[str]:
@@ -162,7 +164,7 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
             f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
         ]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, edits, {}, set())
+    return _Widened(root, graphs, origins, edits, {}, set(), [])
 
 
 def _add_constants(root: nn.Module, analysis: Analysis) -> None:
@@ -270,6 +272,9 @@ class _Widener(LabelExecutor):
                 else patch_declared(module, name, declared.sizes)
             )
             return
+        if node.op == "call_function" and isinstance(node.args[0] if node.args else 0, fx.Node):
+            x = self.load(node.args[0])
+            self.widened.edits.extend(patch_owner(self.widened.root, node, x))
         patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
         if patch is None:
             return
@@ -281,6 +286,7 @@ class _Widener(LabelExecutor):
             self._run_new(node)
         if (node.args, node.kwargs, node.target) != old:
             self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
+            self.widened.inlined.append(node.name)
 
     def _resize_computed(self, name: str) -> None:
         """Resize what a module's hooks will compute: attributes are read off it before."""
@@ -337,7 +343,8 @@ def _place(node: fx.Node) -> str:
 def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, sizes: Sizes) -> None:
     """Run the widened graphs under labels; compare their partition with the expected one."""
     root = widened.root
-    known = tensor_names(analysis.traced.root)  # without the constants that tracing found
+    # Constants of the code have become buffers, which have no units.
+    known = set(analysis.state.names.values())
     names = {name: t for name, t in tensor_names(root).items() if name in known}
     outer = widened_units(analysis.state.outer, layout)
     state = Propagation({id(t): name for name, t in names.items()}, outer)
@@ -364,7 +371,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
             ):
                 run.run(list(graph.nodes))
         for name, module in modules.items():
-            widened.edits.extend(patch_parametrized(module, name))
+            widened.edits.extend(patch_opened(module, name))
     join_again(state, analysis.state.joined, layout)
     state.book.settle()
     check_partition(state, layout)

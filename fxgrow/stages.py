@@ -16,8 +16,10 @@ from .data import batches
 from .errors import BudgetError, InputError, NothingToGrow, VerificationError
 from .files.digest import fingerprint
 from .ir import Growth, Plan, Unit, Votes
+from .ownclass import followed, rewrite_own
 from .plan import MAX_ADDED
 from .rewrite import rewrite
+from .told import Told, follow_told
 from .verify import verify as verify_models
 from .vote import cast_votes
 
@@ -37,6 +39,7 @@ __all__ = [
     "check_emit",
     "check_growable",
     "example_of",
+    "fit_for",
     "grow",
     "input_spec",
     "settled",
@@ -46,8 +49,15 @@ __all__ = [
 ]
 
 
-def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspection) -> Plan:
+def as_plan(
+    additions: Mapping[str, int] | Plan | str | int,
+    inspection: Inspection,
+    model: torch.nn.Module | None = None,
+    emit: str = "graph",
+) -> Plan:
     """Turn what the caller asks for into a plan (see :func:`fxgrow.widen`).
+
+    What is said of all groups is meant of those that can grow, as ``model``, in that form.
 
     Raises
     ------
@@ -59,6 +69,8 @@ def as_plan(additions: Mapping[str, int] | Plan | str | int, inspection: Inspect
     if isinstance(additions, Plan):
         additions = additions.additions
     if isinstance(additions, (str, int)):
+        if model is not None:
+            inspection = fit_for(model, inspection, emit)
         if not inspection.groups:
             raise NothingToGrow(
                 "no group can grow; inspect() names the reason of every frozen group"
@@ -141,12 +153,17 @@ def grow(
             "(fxgrow.plan_for) and grow the model that has weights, or pass verify=False for a "
             "graph without weights"
         )
-    rewritten = rewrite(model, inspection, plan.additions, seed=seed, emit=emit)
+    build = rewrite if emit == "graph" else rewrite_own
+    rewritten = build(model, inspection, plan.additions, seed=seed)
     inputs = inspection.analysis.traced.inputs
-    configured = follow_config(model, rewritten.module) if emit == "module" else None
+    configured, told = None, Told()
+    if emit == "module":
+        configured = follow_config(model, rewritten.module)
+        told = follow_told(model, rewritten.module, inputs)
     verification = verify_models(model, rewritten.module, inputs) if checked else None
-    if configured is not None and verification is not None and not verification.passed:
-        configured = configured.refused()
+    if verification is not None and not verification.passed:  # by these, perhaps
+        told.undo()
+        told, configured = Told(), configured and configured.refused()
         verification = verify_models(model, rewritten.module, inputs)
     if verification is not None and not verification.passed:
         raise VerificationError(
@@ -160,7 +177,7 @@ def grow(
     report["seed"] = seed
     report["inner"] = list(inspection.inner)
     report["emit"] = emit
-    report["edits"] = list(rewritten.edits)
+    report["edits"] = [*rewritten.edits, *told.edits]
     report["config"] = None if configured is None else configured.to_dict()
     report["inputs"] = input_spec(inputs)
     return Growth(
@@ -292,6 +309,20 @@ def check_emit(inspection: Inspection, emit: str) -> None:
             f"the model can't become a graph ({obstacle}); pass emit='module' (on the command "
             "line --emit module) to grow its own class, or grow a submodule that can be traced"
         )
+
+
+def fit_for(model: torch.nn.Module, inspection: Inspection, emit: str | None) -> Inspection:
+    """Freeze what can't grow in the form that is asked for (None: either).
+
+    Raises
+    ------
+    InputError
+        See :func:`check_emit`.
+    """
+    if emit is None:
+        return inspection
+    check_emit(inspection, emit)
+    return followed(model, inspection) if emit == "module" else inspection
 
 
 def check_growable(inspection: Inspection) -> None:

@@ -62,7 +62,7 @@ class Locator:
             frame = frame.f_back
         key = (name or "", line)
         if key not in self.sites:
-            node = self.graph.create_node("call_module", key[0] or "forward", name=_safe(key[0]))
+            node = self.graph.create_node("call_module", key[0], name=_safe(key[0]))
             node.name = key[0] or "forward"
             node.meta["source"] = line
             self.sites[key] = node
