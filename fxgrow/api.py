@@ -60,6 +60,8 @@ def widen(
     seed : int
         Of the new rows. The caller's random state is untouched.
     emit : {"graph", "module"}
+        A graph, or the user's own class; also the latter where no graph can be had, which
+        ``report["obstacle"]`` explains.
     verify : bool
         Compare outputs of old and new module on the example inputs. The exact partition
         check is made in any case.
@@ -154,6 +156,8 @@ def expand(
     device : str or torch.device, optional
         Where to compute (the result stays there); the model's own by default.
     emit : {"graph", "module"}
+        A graph, or the user's own class; also the latter where no graph can be had, which
+        ``report["obstacle"]`` explains.
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
     progress : callable, optional

@@ -74,6 +74,8 @@ class Grower(Run):
     seed : int
         Of everything random in growth. The training's random states are left alone.
     emit : {"graph", "module"}
+        A graph, or the user's own class; also the latter where no graph can be had, which
+        ``report["obstacle"]`` explains.
     example_inputs : tensor, tuple or dict, optional
         Taken from the first batch by default.
     adjust_epochs : int

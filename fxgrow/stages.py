@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 __all__ = [
     "as_plan",
     "asked",
-    "check_emit",
     "check_growable",
     "example_of",
     "fit_for",
+    "form_of",
     "grow",
     "input_spec",
     "settled",
@@ -139,13 +139,13 @@ def grow(
     Raises
     ------
     InputError
-        See :func:`check_emit`; or the model has no values to compare.
+        See :func:`form_of`; or the model has no values to compare.
     UnsupportedError
         When a size can't be made to fit.
     VerificationError
         When the widened model computes another function.
     """
-    check_emit(inspection, emit)
+    emit = form_of(inspection, emit)
     checked = verify or emit == "module"  # own code may hold sizes that no graph shows
     if checked and any(p.is_meta for p in model.parameters()):
         raise InputError(
@@ -176,7 +176,7 @@ def grow(
     )
     report["seed"] = seed
     report["inner"] = list(inspection.inner)
-    report["emit"] = emit
+    report["emit"], report["obstacle"] = emit, inspection.analysis.traced.obstacle
     report["edits"] = [*rewritten.edits, *told.edits]
     report["config"] = None if configured is None else configured.to_dict()
     report["inputs"] = input_spec(inputs)
@@ -292,23 +292,17 @@ def settled(budget: float | str, unit: Unit, inspection: Inspection) -> float:
     return parse_budget(budget).of(size.in_unit(unit))
 
 
-def check_emit(inspection: Inspection, emit: str) -> None:
-    """Refuse to emit what the model can't become.
+def form_of(inspection: Inspection, emit: str) -> str:
+    """Say what the model will become: its own class where no graph of it can be had.
 
     Raises
     ------
     InputError
-        When ``emit`` is neither ``"graph"`` nor ``"module"``, or a graph is asked for and the
-        model is none.
+        When ``emit`` is neither ``"graph"`` nor ``"module"``.
     """
     if emit not in {"graph", "module"}:
         raise InputError(f"emit is {emit!r}; take 'graph' or 'module'")
-    obstacle = inspection.analysis.traced.obstacle
-    if emit == "graph" and obstacle:
-        raise InputError(
-            f"the model can't become a graph ({obstacle}); pass emit='module' (on the command "
-            "line --emit module) to grow its own class, or grow a submodule that can be traced"
-        )
+    return "module" if inspection.analysis.traced.obstacle else emit
 
 
 def fit_for(model: torch.nn.Module, inspection: Inspection, emit: str | None) -> Inspection:
@@ -317,12 +311,11 @@ def fit_for(model: torch.nn.Module, inspection: Inspection, emit: str | None) ->
     Raises
     ------
     InputError
-        See :func:`check_emit`.
+        See :func:`form_of`.
     """
-    if emit is None:
+    if emit is None or form_of(inspection, emit) == "graph":
         return inspection
-    check_emit(inspection, emit)
-    return followed(model, inspection) if emit == "module" else inspection
+    return followed(model, inspection)
 
 
 def check_growable(inspection: Inspection) -> None:

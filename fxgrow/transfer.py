@@ -225,6 +225,8 @@ def _suspects(matching: Matching) -> str:
 
 def _as_graph(module: torch.nn.Module, example_inputs: Any) -> torch.nn.Module:
     traced = trace(module, example_inputs)
+    if traced.obstacle:
+        return module
     graphs = traced.graphs
     return GrownModule(traced.root, graphs["eval"], graphs["train"], type(module).__name__)
 

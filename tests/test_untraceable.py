@@ -8,7 +8,7 @@ from torch import nn
 
 import fxgrow
 from fxgrow import inspection as inspections
-from fxgrow.errors import DataError, InputError, NothingToGrow
+from fxgrow.errors import DataError, NothingToGrow
 from fxgrow.trace import trace
 
 transformers = pytest.importorskip("transformers", reason="its models are what is tested")
@@ -144,10 +144,12 @@ def test_an_attribute_with_two_roles_freezes_both():
         fxgrow.widen(TwoRoles(), torch.zeros(2, 6), 1, emit="module")
 
 
-def test_a_graph_is_refused_and_the_argument_named():
+def test_where_no_graph_can_be_had_the_class_grows_and_the_report_says_why():
     model, x = free()
-    with pytest.raises(InputError, match=r"no graph of Free.*pass emit='module'.*--emit module"):
-        fxgrow.widen(model, x, {"up": 1})
+    growth = fxgrow.widen(model, x, {"up": 1})
+    assert type(growth.module) is Free
+    assert growth.report["emit"] == "module"
+    assert "no graph of Free" in growth.report["obstacle"]
 
 
 def test_expand_votes_and_adjusts_on_outputs_of_its_own():
