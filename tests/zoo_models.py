@@ -13,25 +13,18 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from checks import calibrated, difference, doubled, outputs, randomised, run
+from checks import calibrated, doubled, randomised
+from zoo_others import others
+from zoo_prepared import PIXELS, prepared, smallest
 
 SMALLEST = {"vit_b": 64, "vit_l": 64, "vit_h": 56}  # built for so few pixels: they know how many
 SIZES = {"inception_v3": 299, "maxvit_t": 224}  # an auxiliary head, windows of seven
 TIMM = Path(__file__).parent / "data" / "timm_models.json"
-PIXELS = (64, 96, 128, 160, 224)  # tried in turn
 
 
 def size_of(name):
     """Pixels at which a torchvision classifier is checked: few."""
     return SMALLEST.get(name[:5]) or SIZES.get(name.removeprefix("quantized_"), 64)
-
-
-def prepared(model, example):
-    """Model and example as they are checked: random weights, fitting statistics, float64."""
-    if isinstance(example, int):
-        example = torch.randn(2, 3, example, example)
-    example = doubled(example)
-    return calibrated(randomised(model), example), example
 
 
 def classifier(name):
@@ -160,26 +153,7 @@ def of_timm(module):
 
     name = json.loads(TIMM.read_text(encoding="utf-8"))[module]
     native = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).input_size[-1]
-    problem = None
-    for size in (*PIXELS, native):
-        try:
-            model = _timm_model(name, size, native)
-            with torch.no_grad():
-                run(model.train(), torch.randn(2, 3, size, size))
-            built = prepared(model, size)
-            if steady(*built):
-                return built
-            problem = ValueError(f"{name} is not steady at any size")
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            problem = error
-    raise problem
-
-
-def steady(model, example):
-    """Whether rounding stays small: norms over two values in training blow it up."""
-    moved = example + 1e-9 * torch.randn(example.shape, dtype=example.dtype)
-    before, after = (outputs(model, e, training=True) for e in (example, moved))
-    return difference(before, after) < 1e-5
+    return smallest(lambda size: _timm_model(name, size, native), (*PIXELS, native))
 
 
 def _timm_model(name, size, native):
@@ -218,12 +192,13 @@ ZOOS = {
 
 
 def names(zoo=None):
-    """Names of all models, or of those of one zoo."""
-    return [f"{z}:{n}" for z, (_, listed) in ZOOS.items() if zoo in {None, z} for n in listed()]
+    """Names of all models, or of those of one zoo (of further libraries only then)."""
+    chosen = ZOOS if zoo is None else {zoo: {**ZOOS, **others()}[zoo]}
+    return [f"{z}:{n}" for z, (_, listed) in chosen.items() for n in listed()]
 
 
 def build(name):
     """A model with random weights, float64, dropout off, and its example inputs."""
     zoo, _, short = name.rpartition(":")
     torch.manual_seed(0)
-    return ZOOS[zoo or "torchvision"][0](short)
+    return {**ZOOS, **others()}[zoo or "torchvision"][0](short)
