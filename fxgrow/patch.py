@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from .patterns import patch_pattern
 from .propagate import Noted
 
 if TYPE_CHECKING:
@@ -331,3 +332,10 @@ def keep_numbers(site: Site) -> None:
                 # A ratio, so that what depends on the batch still does.
                 kept = site.node.graph.call_function(operator.mul, (number, old / new))
             site.node.replace_input_with(number, kept)
+
+
+def patch_of(target: Any) -> Callable[[Site], None] | None:
+    """Find what corrects the nodes of a function or method, if anything does."""
+    if getattr(target, "__module__", "") == "einops.einops":
+        return patch_pattern
+    return PATCHES.get(target, keep_numbers if target in ARITHMETIC else None)

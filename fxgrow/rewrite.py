@@ -21,7 +21,7 @@ from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
 from .partition import check_partition
-from .patch import ARITHMETIC, PATCHES, Site, Sizes, keep_numbers
+from .patch import Site, Sizes, patch_of
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, Noted, Propagation
@@ -275,7 +275,7 @@ class _Widener(LabelExecutor):
         if node.op == "call_function" and isinstance(node.args[0] if node.args else 0, fx.Node):
             x = self.load(node.args[0])
             self.widened.edits.extend(patch_owner(self.widened.root, node, x))
-        patch = PATCHES.get(node.target, keep_numbers if node.target in ARITHMETIC else None)
+        patch = patch_of(node.target)
         if patch is None:
             return
         old, last = (node.args, node.kwargs, node.target), node.prev

@@ -22,6 +22,7 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
+from .patterns import pattern_functions
 from .recompute import KEY, Regions
 
 if TYPE_CHECKING:
@@ -87,17 +88,25 @@ class _Proxy(fx.Proxy):
             raise TypeError("'len' of a traced tensor")  # list() goes on without it
         return len(value)
 
+    def __getattr__(self, name: str) -> _Attribute:
+        return _Attribute(self, name)
+
+
+class _Attribute(_Proxy, fx.proxy.Attribute):
+    """An attribute or method of a traced value."""
+
 
 class Tracer(fx.Tracer):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
         none: Any = ()  # annotated as a tuple of one module
-        self.whole = (*KEPT_WHOLE, *_FACTORIES, *rules.functions)
+        patterns, callers = pattern_functions()
+        self.whole = (*KEPT_WHOLE, *_FACTORIES, *patterns, *rules.functions)
         super().__init__(none, self.whole, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
-        self._autowrap_search = [torch, rnn, *(home for home in homes if home)]
+        self._autowrap_search = [torch, rnn, *callers, *(home for home in homes if home)]
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}

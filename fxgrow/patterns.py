@@ -1,0 +1,84 @@
+"""Sizes in patterns of einops: lengths of axes that a call names follow the new widths.
+
+Such a call stays one node of the graph, which works for any size of batch and space.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from .propagate import Noted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from .patch import Site
+
+__all__ = ["patch_pattern", "pattern_functions"]
+
+_GIVEN = ("tensor", "pattern", "reduction")
+_TERMS = re.compile(r"\(([^()]*)\)|(\S+)")
+
+
+def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType]]:
+    """Functions of einops that stay whole, and the modules they are called from.
+
+    Nothing is imported: who has not imported einops does not call it. Everything but its
+    ``einsum`` goes through ``reduce``.
+    """
+    home = sys.modules.get("einops.einops")
+    if home is None:
+        return (), []
+    summed = home.__dict__.get("einsum")
+    callers = [
+        module
+        for module in list(sys.modules.values())
+        if summed is not None and getattr(module, "__dict__", {}).get("einsum") is summed
+    ]
+    return tuple(f for f in (home.reduce, summed) if f is not None), [home, *callers]
+
+
+def patch_pattern(site: Site) -> None:
+    """Correct the lengths of axes that a node gives as numbers."""
+    noted, node = site.before(), site.node
+    lengths = {k: v for k, v in node.kwargs.items() if k not in _GIVEN and isinstance(v, int)}
+    pattern = node.args[1] if len(node.args) > 1 else node.kwargs.get("pattern")
+    if not lengths or not isinstance(noted, Noted) or not isinstance(pattern, str):
+        return
+    if not isinstance(site.first(), Noted):
+        return
+    left, _, right = pattern.partition("->")
+    known: dict[str, int] = {}
+    sides = (_sizes(left, site.operand().shape), _sizes(right, site.sizes.shape(noted)))
+    for _ in lengths:  # every round tells one more axis, at least
+        for terms, size in (pair for side in sides for pair in side):
+            rest = [t for t in terms if t not in known]
+            if len(rest) == 1:
+                known[rest[0]] = size // prod(known[t] for t in terms if t in known)
+    for name, old in lengths.items():
+        if known.get(name, old) != old:
+            node.update_kwarg(name, known[name])
+
+
+def _sizes(side: str, shape: Sequence[int]) -> list[tuple[list[str], int]]:
+    """Axes of each dimension with its size; without those that an ellipsis stands for."""
+    terms = [
+        [t for t in (inside or one).split() if not t.isdigit()]
+        for inside, one in _TERMS.findall(side)
+    ]
+    numbers = [
+        prod(int(t) for t in (inside or one).split() if t.isdigit())
+        for inside, one in _TERMS.findall(side)
+    ]
+    if ["..."] in terms:
+        at = terms.index(["..."])
+        behind = len(terms) - at - 1
+        shape = [*shape[:at], 1, *(shape[len(shape) - behind :] if behind else ())]
+    if len(terms) != len(shape):
+        return []
+    pairs = zip(terms, numbers, shape, strict=True)
+    return [(axes, size // count) for axes, count, size in pairs if axes and axes != ["..."]]
