@@ -77,6 +77,10 @@ are refused with the reason. As a graph they grow.
 
 {left}
 
+## Not run yet
+
+{missing}
+
 ## Run it
 
     python benchmarks/downstream.py --jobs 2
@@ -240,6 +244,7 @@ def page(results):
     import torchvision
     import transformers
     import usage
+    import usage_models
 
     good = {n: r for n, r in results.items() if "failed" not in r}
     checks = list(usage.CHECKS)
@@ -268,6 +273,8 @@ def page(results):
         ours="\n".join([notes(good, "**✗**"), *broken]),
         no_graph="\n".join(f"- {n}: {_safe(why)}" for n, why in refused.items()) or "None.",
         left="\n".join(left) or "None.",
+        missing=", ".join(n for n in usage_models.MODELS if n not in good)
+        or "None: all have been run.",
     )
 
 

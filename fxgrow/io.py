@@ -236,7 +236,9 @@ def _loaded(stored: Stored, base: torch.nn.Module, options: Any) -> Growth:
         raise foreign(stored.path, problems)
     tensors = stored.tensors()
     transient = {name: tensors.pop(name) for name in meta["transient"]}
-    module.load_state_dict(tensors, strict=True)
+    state = module.state_dict()  # knows the versions of the classes, which may ask for theirs
+    state.update(tensors)
+    module.load_state_dict(state, strict=True)
     for name, buffer in transient_buffers(module):
         value = transient.get(name)
         if value is not None and value.shape == buffer.shape and value.dtype == buffer.dtype:

@@ -194,3 +194,28 @@ def test_layers_derived_from_those_of_torch_say_their_sizes(form):
     growth = fxgrow.widen(net, IMAGES, 3, emit=form)
     assert growth.plan.additions
     assert not usage.layers_untrue(growth.module)
+
+
+class Versioned(nn.Module):
+    """Asks a state dict for its version, as classes do that have changed."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        assert metadata.get("version") == 2
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+def test_files_know_versions_of_classes(tmp_path):
+    x = torch.randn(2, 4)
+    growth = fxgrow.widen(Versioned(), x, {"up": 1}, emit="module")
+    growth.save(tmp_path / "a.safetensors")
+    again = fxgrow.load(tmp_path / "a.safetensors", base=Versioned()).module
+    assert torch.equal(again(x), growth.module(x))

@@ -282,7 +282,7 @@ def test_cells(kind, start):
 
 def test_sizes_in_the_users_code_need_a_graph():
     model = ready(Loop(nn.GRUCell, "new_zeros"))
-    with pytest.raises(fxgrow.VerificationError, match="emit='graph'"):
+    with pytest.raises(fxgrow.UnsupportedError, match=r"own class.*emit=.graph."):
         fxgrow.widen(model, data(), {"cell": 2}, emit="module")
 
 
