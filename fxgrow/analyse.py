@@ -12,6 +12,7 @@ from torch import fx, nn
 from .errors import DataError, TraceError
 from .execute import Executor
 from .inner import freeze_inner
+from .patterns import is_pattern
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
@@ -192,7 +193,8 @@ class LabelExecutor(Executor):
         known = len(self.state.book.reshapes)
         target: Any = node.target
         value = self._run(target, target, *self.load((node.args, node.kwargs)))
-        if is_user_function(target) and self.rules.declared(target) is None:
+        known_sizes = is_pattern(target) or self.rules.declared(target) is not None
+        if is_user_function(target) and not known_sizes:
             for event in self.state.book.reshapes[known:]:
                 self.state.book.freeze(event.before, "opaque", event.where)
         return value

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from .patterns import patch_pattern
+from .patterns import is_pattern, patch_pattern
 from .propagate import Noted
 
 if TYPE_CHECKING:
@@ -336,6 +336,6 @@ def keep_numbers(site: Site) -> None:
 
 def patch_of(target: Any) -> Callable[[Site], None] | None:
     """Find what corrects the nodes of a function or method, if anything does."""
-    if getattr(target, "__module__", "") == "einops.einops":
+    if is_pattern(target):
         return patch_pattern
     return PATCHES.get(target, keep_numbers if target in ARITHMETIC else None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .patch import Site
 
-__all__ = ["patch_pattern", "pattern_functions"]
+__all__ = ["is_pattern", "patch_pattern", "pattern_functions"]
 
 _GIVEN = ("tensor", "pattern", "reduction")
 _TERMS = re.compile(r"\(([^()]*)\)|(\S+)")
@@ -40,6 +40,11 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
         if summed is not None and getattr(module, "__dict__", {}).get("einsum") is summed
     ]
     return tuple(f for f in (home.reduce, summed) if f is not None), [home, *callers]
+
+
+def is_pattern(target: Any) -> bool:
+    """Whether a graph's function is one whose sizes :func:`patch_pattern` corrects."""
+    return getattr(target, "__module__", "") == "einops.einops"
 
 
 def patch_pattern(site: Site) -> None:

@@ -1,0 +1,105 @@
+"""Networks written with einops are graphs, and the lengths that they name follow growth."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import doubled, errors, randomised, step, untrained
+from torch import nn
+
+import fxgrow
+
+einops = pytest.importorskip("einops", reason="its patterns are what is tested")
+layers = pytest.importorskip("einops.layers.torch", reason="its patterns are what is tested")
+
+
+class Attention(nn.Module):
+    """Heads of ``rearrange``, one key and value that all of them share by ``repeat``."""
+
+    def __init__(self, width=12, heads=3, each=4):
+        super().__init__()
+        self.heads, self.scale = heads, each**-0.5
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, heads * each, bias=False)
+        self.to_kv = nn.Linear(width, 2 * each, bias=False)
+        self.to_out = nn.Linear(heads * each, width)
+
+    def forward(self, x):
+        *_, h = *x.shape, self.heads
+        x = self.norm(x)
+        q = einops.rearrange(self.to_q(x), "b n (h d) -> b h n d", h=h)
+        k, v = self.to_kv(x).chunk(2, dim=-1)
+        k = einops.repeat(k, "b n d -> b h n d", h=h)
+        scores = einops.einsum(q, k, "b h i d, b h j d -> b h i j") * self.scale
+        out = torch.einsum("bhij,bjd->bhid", scores.softmax(-1), v)
+        out = einops.rearrange(out, "... h n d -> ... n (h d)")
+        return self.to_out(out)
+
+
+class Network(nn.Module):
+    """Patches by a layer, attention, an MLP, a mean by ``reduce``."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Sequential(
+            layers.Rearrange("b c (h p) (w q) -> b (h w) (p q c)", p=2, q=2), nn.Linear(12, 12)
+        )
+        self.attention = Attention()
+        self.up, self.down = nn.Linear(12, 20), nn.Linear(10, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.patches(x)
+        x = x + self.attention(x)
+        gated = einops.rearrange(self.up(x), "b n (two c) -> two b n c", two=2)
+        x = x + self.down(gated[0] * gated[1].sigmoid())
+        return self.head(einops.reduce(x, "b n c -> b c", "mean"))
+
+
+def network():
+    torch.manual_seed(0)
+    return randomised(Network()), doubled(torch.randn(2, 3, 8, 8))
+
+
+def test_groups_and_function():
+    model, x = network()
+    inspection = fxgrow.inspect(model, x)
+    assert not inspection.analysis.traced.obstacle
+    widths = {g.name: (g.width, g.rows_per_unit) for g in inspection.groups}
+    assert widths["attention.to_q"] == (3, 4)
+    assert widths["up"] == (10, 2)
+    for group in inspection.groups:
+        grown = fxgrow.widen(model, x, {group.name: group.multiple_of})
+        assert max(errors(model, grown.module, x)) <= 1e-10
+    grown = fxgrow.widen(model, x, {g.name: step(g, 4) for g in inspection.groups})
+    assert max(errors(model, grown.module, x)) <= 1e-10
+    assert untrained(grown.module, grown.groups, x) == []
+
+
+def test_other_sizes_of_batch_and_space_still_work():
+    model, x = network()
+    grown = fxgrow.widen(model, x, {"attention.to_q": 2, "up": 3}).module
+    other = doubled(torch.randn(5, 3, 12, 8))
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(other), grown.eval()(other), atol=1e-12)
+
+
+def test_units_within_one_dimension_of_three_axes():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(6, 3 * 2 * 5), nn.Linear(10, 6)
+
+        def forward(self, x):
+            q, k, v = einops.rearrange(self.qkv(x), "b n (k h d) -> k b h n d", k=3, h=2)
+            out = (q @ k.transpose(-1, -2) * 0.4).softmax(-1) @ v
+            return self.out(einops.rearrange(out, "b h n d -> b n (h d)"))
+
+    torch.manual_seed(0)
+    model, x = randomised(Packed()), doubled(torch.randn(2, 4, 6))
+    inspection = fxgrow.inspect(model, x)
+    (group,) = inspection.groups
+    assert [(g.name,g.width,g.rows_per_unit,g.reason) for g in (*inspection.groups,*inspection.frozen)]==0
+    grown = fxgrow.widen(model, x, {group.name: 2})
+    assert max(errors(model, grown.module, x)) <= 1e-10
+    assert untrained(grown.module, grown.groups, x, late=("qkv",)) == []
