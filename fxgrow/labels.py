@@ -315,7 +315,7 @@ class LabelBook:
                 kept.append(plane)
             elif len(hit) == len(plane.dims):
                 gone.append(plane)
-            elif is_inner(self, plane.labels):
+            elif is_inner(self, plane.labels) and not self._constant(plane.labels, hit):
                 rest = [d for d in plane.dims if d not in hit]
                 gone.append(self.merge_along(plane, rest)._replace(flow=plane.flow))
             else:

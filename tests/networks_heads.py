@@ -494,4 +494,5 @@ CONVOLUTIONS = {
     "more_outputs": (lambda: Grouped2d(out=24), PICTURE),
     "twice": (lambda: Grouped2d(again=True), PICTURE),
     "functional": (Functional, torch.randn(2, 3, 7)),
+    "split_attention": (SplitAttention, PICTURE),
 }
