@@ -53,6 +53,7 @@ class LabelBook:
     grounded: set[Term] = field(default_factory=set)
     outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
     zeroed: dict[Axis, Labels] = field(default_factory=dict)
+    closed: set[object] = field(default_factory=set)  # planes that the zeros are planned for
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""

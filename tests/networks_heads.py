@@ -165,6 +165,21 @@ class Packed(nn.Module):
         return self.proj(joined(weights @ v))
 
 
+class Assembled(Packed):
+    """A bias made of parameters and of zeros that don't train (BEiT)."""
+
+    def __init__(self):
+        super().__init__(bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(HEADS * SIZE)) for _ in range(2))
+        self.register_buffer("k_bias", torch.zeros(HEADS * SIZE))
+
+    def unpacked(self, x):
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        b, n, _ = x.shape
+        return qkv.reshape(b, n, 3, self.heads, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 class Batched(Attention):
     """Heads folded into the batch (bmm)."""
 
@@ -397,6 +412,7 @@ HEADED = {
     "packed_in_head": (in_block(Packed, "3d of a head"), TOKENS),
     "packed_split": (in_block(Packed, "split"), TOKENS),
     "packed_chunk": (in_block(Packed, "chunk", bias=False), TOKENS),
+    "assembled": (in_block(Assembled), TOKENS),
     "rotary_halves": (in_block(Rotary), TOKENS),
     "rotary_interleaved": (in_block(Rotary, interleaved), TOKENS),
     "rotary_gqa": (in_block(Rotary, heads=6, shared=3), TOKENS),

@@ -32,7 +32,7 @@ HELD = {
     "scale_from_shape": "hidden_size",
 }
 # Packed in one view, queries, keys and values have one size.
-JOINT = {"packed_3hd", "packed_h3d", "packed_hd3", "relative"}
+JOINT = {"packed_3hd", "packed_h3d", "packed_hd3", "relative", "assembled"}
 # Two factors are zero at first: one of them waits for the other.
 LATE = ("near",)
 
