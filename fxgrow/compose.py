@@ -34,11 +34,15 @@ def attention_forward(
     static_v: Any = None,
     average_attn_weights: bool = True,
     is_causal: bool = False,
+    *,
+    sizes: Any = 3,
+    scale: float | None = None,
 ) -> tuple[Any, Any]:
     """Multi-head attention of ``(length, batch, width)``, heads × head width free.
 
     Same mathematics as ``torch.nn.functional.multi_head_attention_forward``, but the
-    inner width need not be the embedding's.
+    inner width need not be the embedding's. ``sizes``: rows of queries, keys and values that
+    are packed in one weight; ``scale``: of the scores, where it is not that of the head width.
 
     Raises
     ------
@@ -50,8 +54,8 @@ def attention_forward(
     if use_separate_proj_weight:
         weights = (q_proj_weight, k_proj_weight, v_proj_weight)
     else:
-        weights = in_proj_weight.chunk(3)
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+        weights = _packed(in_proj_weight, sizes)
+    biases = (None, None, None) if in_proj_bias is None else _packed(in_proj_bias, sizes)
     extra = (bias_k is not None) + add_zero_attn
     q, k, v = (
         _in_heads(F.linear(x, w, b), token, num_heads)
@@ -67,16 +71,23 @@ def attention_forward(
         mask = F.pad(mask, (0, extra)) if extra else mask
     dropout = dropout_p if dropout_p and training else 0.0
     if not need_weights:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        given: dict[str, Any] = {} if scale is None else {"scale": scale}
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, **given)
         weights_out = None
     else:
-        scores = torch.matmul(q * q.size(-1) ** -0.5, k.transpose(-2, -1))
+        factor = q.size(-1) ** -0.5 if scale is None else scale
+        scores = torch.matmul(q * factor, k.transpose(-2, -1))
         scores = torch.softmax(scores if mask is None else scores + mask, dim=-1)
         mixed = torch.matmul(F.dropout(scores, dropout) if dropout else scores, v)
         weights_out = scores.mean(dim=1) if average_attn_weights else scores
     return F.linear(
         mixed.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias
     ), weights_out
+
+
+def _packed(weight: Any, sizes: Any) -> Any:
+    """Split what holds queries, keys and values, in equal parts or in parts of these sizes."""
+    return weight.chunk(3) if sizes == 3 else weight.split(sizes)
 
 
 def _in_heads(x: Any, token: Any, heads: int) -> Any:
@@ -129,7 +140,7 @@ def multihead_forward(
         raise NotImplementedError("attention without a batch dimension")
     flip = module.batch_first
     query, key, value = (x.transpose(0, 1) if flip else x for x in (query, key, value))
-    separate = not module._qkv_same_embed_dim
+    separate = module.in_proj_weight is None
     mixed, weights = attention_forward(
         query,
         key,
@@ -154,9 +165,44 @@ def multihead_forward(
         v_proj_weight=module.v_proj_weight if separate else None,
         average_attn_weights=average_attn_weights,
         is_causal=is_causal,
+        sizes=getattr(module, "sizes", 3),
+        scale=getattr(module, "scale", None),
     )
     return (mixed.transpose(0, 1) if flip else mixed), weights
 
 
+class WideMultiheadAttention(torch.nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` whose heads x head size need not be the embedding's width.
+
+    Same parameters and arguments; what :func:`fxgrow.widen` makes of one that has grown, where
+    it returns the user's own class. Keys, values and outputs may have widths of their own.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Rows of queries, keys and values among those of the projections.
+    scale : float
+        Of the scores: that of the size that heads had at first.
+    """
+
+    sizes: list[int]
+    scale: float
+
+    def forward(
+        self, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Attend; see ``nn.MultiheadAttention.forward``."""
+        if query.dim() == 3:
+            return multihead_forward(self, query, key, value, *args, **kwargs)
+        axis = 0 if self.batch_first else 1
+        mixed, weights = multihead_forward(
+            self, *(x.unsqueeze(axis) for x in (query, key, value)), *args, **kwargs
+        )
+        return mixed.squeeze(axis), None if weights is None else weights.squeeze(0)
+
+
 DECOMPOSITIONS: dict[Any, Any] = {F.multi_head_attention_forward: attention_forward}
-MODULE_DECOMPOSITIONS: dict[type, Any] = {torch.nn.MultiheadAttention: multihead_forward}
+MODULE_DECOMPOSITIONS: dict[type, Any] = {
+    torch.nn.MultiheadAttention: multihead_forward,
+    WideMultiheadAttention: multihead_forward,
+}

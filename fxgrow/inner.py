@@ -36,6 +36,7 @@ __all__ = [
     "closing",
     "closure",
     "freeze_inner",
+    "is_gone",
     "is_inner",
     "is_one",
     "join",
@@ -73,13 +74,11 @@ def outer_units(groups: Iterable[Group], patterns: Sequence[str]) -> dict[Axis, 
         Positions beyond the end are of no such unit.
     """
     found: dict[Axis, Labels] = {}
-    first = 1
     for group in groups:
         grid = max(slot.positions.shape[1] for slot in group.slots) > 1
         if not grid or not any(matches(group, pattern) for pattern in patterns):
             continue
-        numbers = np.arange(first, first + group.width)[:, None]
-        first += group.width
+        numbers = np.arange(1, group.width + 1)[:, None]  # of queries' heads as of values'
         for slot in group.slots:
             size = int(slot.positions.max()) + 1
             own = found.get((slot.tensor, slot.dim), np.zeros(0, dtype=np.int64))
@@ -151,18 +150,20 @@ def closing(
     plans the zeros and says whether there are any.
     """
     book = state.book
-    gone = [[p for p in planes if _is_gone(book, p, over)] for planes in operands]
+    gone = [[p for p in planes if is_gone(book, p, over)] for planes in operands]
     if not all(gone):
         return lambda: False
     if any(all(_is_zeroed(state, plane) for plane in own) for own in gone):
         return lambda: True
     first, second = ({r for p in own for r in book.find(p.labels).flat} for own in gone)
     choices = [[_entries(state, plane, rank) for plane in own] for rank in (2, 1) for own in gone]
-    found = next((choice for choice in choices if all(choice)), None)
-    if found is None or first & second:
+    number = next((i for i, choice in enumerate(choices) if all(choice)), None)
+    if number is None or first & second:
         return lambda: False
+    found, planes = choices[number], gone[number % 2]
 
     def plan() -> bool:
+        book.closed.update(map(_identity, planes))
         for axis, labels in (entry for entries in found for entry in entries):
             book.zeroed[axis] = np.union1d(book.zeroed.get(axis, labels), labels)
         return True
@@ -170,20 +171,35 @@ def closing(
     return plan
 
 
-def _is_gone(book: LabelBook, plane: Plane, over: Sequence[int]) -> bool:
+def is_gone(book: LabelBook, plane: Plane, over: Sequence[int]) -> bool:
     """Whether a sum over these dimensions leaves nothing of a plane."""
     hit = set(plane.dims) & set(over)
     return bool(hit) and (len(hit) == len(plane.dims) or is_inner(book, plane.labels))
 
 
-def _terms(plane: Plane) -> list[tuple[Axis, ...]]:
-    """Products of weights whose sum a plane is (none: not known)."""
+def _terms(state: Propagation, plane: Plane) -> list[tuple[Axis, ...]]:
+    """Products of weights whose sum a plane is (none: not known).
+
+    Flows are those of whole axes: what was concatenated elsewhere along them is left out.
+    """
     terms = plane.flow.terms if plane.flow is not None else None
-    return [] if terms is None or () in terms else list(terms)
+    if terms is None or () in terms:
+        return []
+    find, roots = state.book.find, np.unique(state.book.find(plane.labels))
+    axes = {axis for term in terms for axis in term}
+    here = {axis for axis in axes if np.isin(find(state.axes[axis]), roots).any()}
+    return [term for term in terms if here.issuperset(term)]
+
+
+def _identity(plane: Plane) -> object:
+    """Return what a plane shares with the same one in the other mode's graph."""
+    return plane.labels.tobytes(), plane.flow and plane.flow.terms
 
 
 def _is_zeroed(state: Propagation, plane: Plane) -> bool:
     """Whether zeros that are planned already make a plane zero."""
+    if _identity(plane) in state.book.closed:
+        return True
     book, raw = state.book, np.unique(plane.labels)
     roots = book.find(raw)
 
@@ -194,7 +210,7 @@ def _is_zeroed(state: Propagation, plane: Plane) -> bool:
         mine = raw[(raw >= own[0]) & (raw <= own[-1])]
         return bool(np.isin(mine, zeroed).all())
 
-    terms = _terms(plane)
+    terms = _terms(state, plane)
     return bool(terms) and all(any(covers(axis) for axis in term) for term in terms)
 
 
@@ -202,7 +218,7 @@ def _entries(state: Propagation, plane: Plane, rank: int) -> list[tuple[Axis, La
     """Labels of the weights' entries that make a plane zero (none: not possible)."""
     book, found = state.book, []
     roots = np.unique(book.find(plane.labels))
-    for term in _terms(plane):
+    for term in _terms(state, plane):
         for axis in term:
             own = state.axes[axis]
             hit = np.isin(book.find(own), roots)
@@ -257,6 +273,9 @@ def join_again(state: Propagation, joined: Sequence[Joined], layout: Layout) -> 
 # -- groups ----------------------------------------------------------------------------
 
 
+_TABLES = {"factor", "producer"}  # roles of buffers that are more than an offset
+
+
 def freeze_inner(state: Propagation) -> None:
     """Freeze inner units that lie along a table, or that an operation mixes.
 
@@ -267,7 +286,7 @@ def freeze_inner(state: Propagation) -> None:
     early = [
         Frozen(labels, "inner_table", Where("", None))
         for axis, labels in state.axes.items()
-        if not book.weights.rank.get(axis, 2) and "norm" not in state.roles.get(axis, ())
+        if not book.weights.rank.get(axis, 2) and state.roles.get(axis, set()) & _TABLES
         if len(spanning) and np.isin(book.find(labels), spanning).any()
     ]
     held = np.concatenate([spanning, zeroed])

@@ -53,6 +53,7 @@ class LabelBook:
     grounded: set[Term] = field(default_factory=set)
     outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
     zeroed: dict[Axis, Labels] = field(default_factory=dict)
+    closed: set[object] = field(default_factory=set)  # planes that the zeros are planned for
 
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
@@ -315,7 +316,7 @@ class LabelBook:
                 kept.append(plane)
             elif len(hit) == len(plane.dims):
                 gone.append(plane)
-            elif is_inner(self, plane.labels):
+            elif is_inner(self, plane.labels) and not self._constant(plane.labels, hit):
                 rest = [d for d in plane.dims if d not in hit]
                 gone.append(self.merge_along(plane, rest)._replace(flow=plane.flow))
             else:

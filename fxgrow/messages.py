@@ -34,6 +34,7 @@ MESSAGES = {
         "nothing that reads these units requires gradients, so new ones would never have an effect"
     ),
     "excluded": "left out by include/exclude",
+    "inner_scale": "a kernel in Python code that can't be traced scales by the size of these axes",
     "inner_table": "a table of the old size (such as rotary frequencies) lies along the inner axis",
     "inner_mixed": "operations mix all positions of these axes: they are one unit, and stay it",
 }

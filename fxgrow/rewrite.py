@@ -20,6 +20,7 @@ from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
 from .module import GrownModule, copy_graph
+from .multihead import free_attention
 from .partition import check_partition
 from .patch import Site, Sizes, patch_of
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
@@ -118,6 +119,7 @@ def rewrite(
         )
     else:
         module = widened.root
+        widened.edits.extend(free_attention(module, widened.graphs["eval"]))
     edits, inlined = tuple(widened.edits), bool(widened.inlined)
     return Rewritten(module, layout.index_map, layout.groups, edits, inlined)
 

@@ -75,6 +75,13 @@ class FromShape(Attention):
         return (q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))).softmax(-1) @ v
 
 
+class Traced(Attention):
+    """The scale computed from the shape, by what a graph can hold."""
+
+    def attend(self, q, k, v):
+        return (q @ k.transpose(-2, -1) * q.size(-1) ** -0.5).softmax(-1) @ v
+
+
 class FromAttribute(Attention):
     """The scale computed from an attribute as it runs."""
 
@@ -158,6 +165,21 @@ class Packed(nn.Module):
         return self.proj(joined(weights @ v))
 
 
+class Assembled(Packed):
+    """A bias made of parameters and of zeros that don't train (BEiT)."""
+
+    def __init__(self):
+        super().__init__(bias=False)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(HEADS * SIZE)) for _ in range(2))
+        self.register_buffer("k_bias", torch.zeros(HEADS * SIZE))
+
+    def unpacked(self, x):
+        bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        b, n, _ = x.shape
+        return qkv.reshape(b, n, 3, self.heads, SIZE).permute(2, 0, 3, 1, 4).unbind(0)
+
+
 class Batched(Attention):
     """Heads folded into the batch (bmm)."""
 
@@ -229,8 +251,9 @@ class Cosine(Attention):
 class Torch(nn.Module):
     """``nn.MultiheadAttention``, in its many forms."""
 
-    def __init__(self, cross=False, heads=HEADS, **given):
+    def __init__(self, cross=False, heads=HEADS, weigh=False, **given):
         super().__init__()
+        self.weigh = weigh
         self.stem = nn.Linear(WIDTH, WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, heads, **given)
         self.out, self.cross = nn.Linear(WIDTH, WIDTH), cross
@@ -238,7 +261,8 @@ class Torch(nn.Module):
     def forward(self, x, source=None):
         x = self.stem(x)
         source = source if self.cross else x
-        return self.out(self.attention(x, source, source, need_weights=False)[0])
+        mixed, weights = self.attention(x, source, source, need_weights=self.weigh)
+        return self.out(mixed) + (0 if weights is None else weights.sum())
 
 
 class Relative(Packed):
@@ -374,6 +398,7 @@ HEADED = {
     "default_scale": (in_block(Default), TOKENS),
     "given_scale": (in_block(Given), TOKENS),
     "scale_from_shape": (in_block(FromShape), TOKENS),
+    "scale_traced": (in_block(Traced), TOKENS),
     "scale_from_attribute": (in_block(FromAttribute), TOKENS),
     "batched": (in_block(Batched), TOKENS),
     "gqa_repeated": (in_block(Attention, heads=6, shared=3), TOKENS),
@@ -387,6 +412,7 @@ HEADED = {
     "packed_in_head": (in_block(Packed, "3d of a head"), TOKENS),
     "packed_split": (in_block(Packed, "split"), TOKENS),
     "packed_chunk": (in_block(Packed, "chunk", bias=False), TOKENS),
+    "assembled": (in_block(Assembled), TOKENS),
     "rotary_halves": (in_block(Rotary), TOKENS),
     "rotary_interleaved": (in_block(Rotary, interleaved), TOKENS),
     "rotary_gqa": (in_block(Rotary, heads=6, shared=3), TOKENS),
@@ -402,6 +428,7 @@ HEADED = {
     "relu_kernel": (in_block(Kernel, F.relu), TOKENS),
     "cross_covariance": (in_block(CrossCovariance), TOKENS),
     "torch": (Torch, TOKENS),
+    "torch_weights": (lambda: Torch(weigh=True, batch_first=True), TOKENS),
     "torch_batch_first": (lambda: Torch(batch_first=True), TOKENS),
     "torch_no_bias": (lambda: Torch(batch_first=True, bias=False), TOKENS),
     "torch_other_sizes": (
@@ -483,4 +510,5 @@ CONVOLUTIONS = {
     "more_outputs": (lambda: Grouped2d(out=24), PICTURE),
     "twice": (lambda: Grouped2d(again=True), PICTURE),
     "functional": (Functional, torch.randn(2, 3, 7)),
+    "split_attention": (SplitAttention, PICTURE),
 }

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from checks import doubled, errors, randomised, step, untrained
 from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttention
 
 import fxgrow
+from fxgrow.compose import WideMultiheadAttention
 from fxgrow.errors import VerificationError
 from fxgrow.rewrite import rewrite
 
 EXACT = 1e-10
 # Keys and values of one head: what grows is the inner axis of the values.
+TORCH = ("torch", "encoder", "decoder")
 NO_HEADS = {"mqa": "unlabelled"}
 
 
@@ -56,6 +60,7 @@ def test_in_the_users_class(name):
         growth = fxgrow.widen(model, example, additions, emit="module")
     except VerificationError as error:
         assert "emit='graph'" in str(error)
+        assert not name.startswith(TORCH)
     else:
         assert max(errors(model, growth.module, example)) <= EXACT
 
@@ -109,3 +114,44 @@ def test_channels_that_are_one_unit_are_frozen():
     assert "inner_mixed" in {g.reason.code for g in inspection.frozen}
     growth = fxgrow.widen(model, example, 2)
     assert max(errors(model, growth.module, example)) <= EXACT
+
+
+@pytest.mark.parametrize("inner", [(), ("*att*n",)])
+@pytest.mark.parametrize("name", ["torch_bias_kv", "encoder_norm_first", "torch_other_sizes"])
+def test_torch_attention_of_free_widths(name, inner):
+    """In the user's own class an equivalent takes its place: it grows again, and is copied."""
+    model, example = built(name)
+    inspection = fxgrow.inspect(model, example, inner=inner)
+    additions = {g.name: step(g) for g in inspection.groups}
+    growth = fxgrow.widen(model, example, additions, inner=inner, emit="module")
+    found = [m for m in growth.module.modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    assert all(type(m) is WideMultiheadAttention for m in found)
+    assert {m.num_heads for m in found} == {HEADS if inner else HEADS + 2}
+    assert {m.head_dim for m in found} == ({SIZE + 2} if inner else {SIZE})
+    again = pickle.loads(pickle.dumps(growth.module))
+    assert max(errors(growth.module, again, example)) == 0.0
+    groups = fxgrow.inspect(again, example, inner=inner).groups
+    for emit in ("graph", "module"):
+        more = {g.name: step(g) for g in groups}
+        last = fxgrow.widen(again, example, more, inner=inner, emit=emit)
+        assert max(errors(model, last.module, example)) <= EXACT
+
+
+def test_torch_attention_of_free_widths_without_a_batch():
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(12, 3, batch_first=True).double()
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    (heads, *_) = fxgrow.inspect(attention, (x, x, x)).groups  # weights are means over them
+    additions = {heads.name: heads.multiple_of}
+    grown = fxgrow.widen(attention, (x, x, x), additions, emit="module").module
+    assert type(grown) is WideMultiheadAttention
+    for a, b in zip(attention(x[0], x[0], x[0]), grown(x[0], x[0], x[0]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_fused_encoder_layer_of_torch_is_left_out():
+    """Its kernel would take heads to be as large as the embedding allows."""
+    model, example = built("encoder_batch_first")
+    grown = fxgrow.widen(model, example, {"1.layers.0.self_attn": 1}, emit="module").module
+    with torch.inference_mode():
+        torch.testing.assert_close(grown.eval()(example), model.eval()(example))

@@ -32,7 +32,7 @@ HELD = {
     "scale_from_shape": "hidden_size",
 }
 # Packed in one view, queries, keys and values have one size.
-JOINT = {"packed_3hd", "packed_h3d", "packed_hd3", "relative"}
+JOINT = {"packed_3hd", "packed_h3d", "packed_hd3", "relative", "assembled"}
 # Two factors are zero at first: one of them waits for the other.
 LATE = ("near",)
 
@@ -89,7 +89,9 @@ def test_units_can_be_permuted(name):
     assert complaints(model, inside(inspection), example, omit=0) == []
 
 
-@pytest.mark.parametrize("name", ["separate", "given_scale", "grouped", "packed_3hd", "torch"])
+@pytest.mark.parametrize(
+    "name", ["separate", "given_scale", "grouped", "packed_3hd", "torch", "encoder", "decoder"]
+)
 def test_in_the_users_class(name):
     """The same, or refused where the user's own code holds the size."""
     model, example, inspection = by_inner(name)
@@ -98,6 +100,7 @@ def test_in_the_users_class(name):
         growth = grow(model, inspection, plan, seed=0, emit="module", verify=True)
     except VerificationError as error:
         assert "emit='graph'" in str(error)
+        assert name in {"separate", "given_scale", "packed_3hd"}
     else:
         assert max(errors(model, growth.module, example)) <= EXACT
 
@@ -220,3 +223,52 @@ def test_command_line(tmp_path):
     target = tmp_path / "out.safetensors"
     run("widen", common[0], "attention.qkv:inner=+2", *common[1:], "-o", target)
     assert fxgrow.io.read_meta(target)["steps"][0]["inner"] == ["attention.*"]
+
+
+SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 20,
+}
+
+
+def hugging_face(name):
+    transformers = pytest.importorskip("transformers")
+    tokens = {"input_ids": torch.arange(12).view(2, 6)}
+    if name == "bert":
+        config = transformers.BertConfig(vocab_size=32, max_position_embeddings=16, **SMALL)
+        return transformers.BertForSequenceClassification(config), tokens
+    if name == "vit":
+        config = transformers.ViTConfig(image_size=8, patch_size=4, **SMALL)
+        image = {"pixel_values": torch.randn(2, 3, 8, 8)}
+        return transformers.ViTForImageClassification(config), image
+    config = transformers.LlamaConfig(
+        **{**SMALL, "num_attention_heads": 6}, vocab_size=32, num_key_value_heads=3, head_dim=4
+    )
+    return transformers.LlamaForCausalLM(config), {**tokens, "use_cache": False}
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_one_size_in_python_code(name):
+    """Queries, keys and values of three layers are one group where one attribute is their size."""
+    torch.manual_seed(0)
+    model, example = hugging_face(name)
+    model, example = randomised(model), doubled(example)
+    inspection = fxgrow.inspect(model, example, inner=["*.attention.*"])
+    groups = inside(inspection)
+    assert len(groups) == 2
+    assert all(len([s for s in g.slots if s.role == "consumer"]) >= 2 for g in groups)
+    plan = fxgrow.ir.Plan({g.name: 2 for g in groups})
+    growth = grow(model, inspection, plan, seed=0, emit="module", verify=True)
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+
+
+def test_rotary_heads_in_python_code_are_frozen():
+    torch.manual_seed(0)
+    model, example = hugging_face("llama")
+    inspection = fxgrow.inspect(model, example, inner=["*self_attn*"])
+    assert not inside(inspection)
+    codes = {g.reason.code for g in inspection.frozen if ":inner" in g.name}
+    assert codes == {"inner_table", "hidden_size"}

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..flows import product, total
-from ..inner import closing, is_inner
+from ..inner import closing, is_gone, is_inner
 from ..planes import Plane
 
 if TYPE_CHECKING:
@@ -372,6 +373,10 @@ def attention(state: Propagation, call: Call) -> Any:
     right = (spread(shared[0], (0, 1, 3, 4), 5), [b, h, 1, s, e], state.is_weight(k))
     scores = squeeze_to(contraction(state, call.name, left, right, [4]), range(4))
     where = state.where(call.name)
+    if call.kwargs.get("scale") is None and not _in_the_graph(state):
+        for plane in state.planes(q):
+            if is_gone(state.book, plane, [3]):
+                state.book.freeze(plane.labels, "inner_scale", where)
     mask = call.kwargs.get("attn_mask", call.args[3] if len(call.args) > 3 else None)
     if isinstance(mask, torch.Tensor):
         scores = state.book.meet(
@@ -390,6 +395,11 @@ def attention(state: Propagation, call: Call) -> Any:
     )
     planes = squeeze_to(met, (0, 1, 2, 4))
     return planes if out is call.out else [planes] + [()] * 16
+
+
+def _in_the_graph(state: Propagation) -> bool:
+    """Whether the scale of a kernel can be written down: its call is a node of the graph."""
+    return getattr(state.site, "target", None) is F.scaled_dot_product_attention
 
 
 def _repeated(planes: Iterable[Plane], times: int) -> list[Plane]:
