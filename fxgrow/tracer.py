@@ -393,16 +393,9 @@ def _drop_unused(graph: fx.Graph) -> None:
             node.op == "call_function"
             and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
         )
-        sizes = node.op == "call_method" and node.target in {
-            "size",
-            "dim",
-            "numel",
-            "is_floating_point",
-        }
-        inplace = node.op == "call_function" and node.target in {
-            operator.setitem,
-            operator.iadd,
-            operator.imul,
-        }
+        asked = {"size", "dim", "numel", "is_floating_point"}
+        sizes = node.op == "call_method" and node.target in asked
+        written = {operator.setitem, operator.iadd, operator.imul}
+        inplace = node.op == "call_function" and node.target in written
         if not node.users and (plain or sizes) and not inplace:
             graph.erase_node(node)

@@ -14,7 +14,7 @@ import torch
 
 from ..flows import Flow, fixed, noise, nothing, product, same, total
 from ..planes import Plane
-from . import contract, recurrent, reduce, shape
+from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
@@ -184,7 +184,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(contract.mv, "mv"),
     _family(contract.dot, "dot vdot"),
     _family(contract.linear, "linear"),
-    _family(contract.convolution, "convolution"),
+    _family(convolve.convolution, "convolution"),
     _family(contract.embedding, "embedding"),
     _family(contract.trilinear, "_trilinear"),
     _family(recurrent.fused_cell(4), "_thnn_fused_lstm_cell"),
