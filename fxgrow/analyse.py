@@ -20,6 +20,7 @@ from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
+from .walks import holds_inside, named_buffers, named_parameters, parameters
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -227,8 +228,7 @@ def hides_sizes(module: nn.Module) -> bool:
         return True
     if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
         return True  # computed weights, of which recurrent layers keep lists
-    inner = module._modules.values()
-    return any(True for child in inner if child is not None for _ in child.parameters())
+    return holds_inside(module)
 
 
 def _walk(value: Any, found: list[torch.Tensor]) -> None:
@@ -261,7 +261,7 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by their first name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+    for name, tensor in [*named_parameters(root).items(), *named_buffers(root).items()]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor
@@ -310,7 +310,7 @@ def _analyse(traced: Traced) -> Analysis:
 def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) -> dict[fx.Node, Any]:
     """Run one graph in one mode; return the planes of its nodes."""
     root = traced.root
-    versions = [(p, p._version) for p in root.parameters()]
+    versions = [(p, p._version) for p in parameters(root)]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     try:
         with (

@@ -16,6 +16,7 @@ from .ir import Group, Reason, Slot
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
 from .streams import Mixed, judge
+from .walks import named_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -372,7 +373,7 @@ def _costs(analysis: Analysis, groups: list[Group]) -> CostModel:
     for flops, planes in state.product_flops:
         names = {owner.get(int(r)) for p in planes for r in np.unique(state.book.find(p))}
         products.append((flops, tuple(sorted(n for n in names if n is not None))))
-    parameters = dict(analysis.traced.root.named_parameters())
+    parameters = named_parameters(analysis.traced.root)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     return CostModel(shapes, dict(state.tensor_flops), tuple(products))
 
@@ -384,7 +385,7 @@ def _coverage(analysis: Analysis, groups: tuple[Group, ...]) -> float:
         for slot in group.slots:
             covered[slot.tensor][slot.dim] += slot.positions.size
     total = inside = 0.0
-    parameters = dict(analysis.traced.root.named_parameters())
+    parameters = named_parameters(analysis.traced.root)
     for name in analysis.state.reached & parameters.keys():
         tensor = parameters[name]
         outside = 1.0

@@ -23,6 +23,7 @@ from .plain import collector_paused, plain
 from .printable import quoted
 from .solve import freeze_hidden
 from .trace import trace
+from .walks import parameters
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def inspect_model(
         frozen,
         grouping.coverage,
         unsupported,
-        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in parameters(model)),
         sum(state.tensor_flops.values()) + sum(p.flops for p in state.product_flops),
         grouping.costs,
         analysis,

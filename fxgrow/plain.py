@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .copying import computed, copy_module
+from .walks import named_modules, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,7 +44,9 @@ def plain(model: nn.Module) -> nn.Module:
         parameters and buffers.
     """
     model = _inner(model)
-    wrappers = [m for m in model.modules() if _inner(m) is not m]
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return model
+    wrappers = [m for m in named_modules(model).values() if _inner(m) is not m]
     if not wrappers:
         return model
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
@@ -85,7 +88,7 @@ def modes_kept(root: nn.Module, *, training: bool) -> Iterator[None]:
     A user's own ``train`` method decides what that means; it is asked only where a mode
     differs, since setting attributes of modules takes its time.
     """
-    before = [(module, module.training) for module in root.modules()]
+    before = [(module, module.training) for module in named_modules(root).values()]
     if any(mode != training for _, mode in before):
         root.train(training)
     try:
@@ -111,7 +114,7 @@ def eagerly(model: nn.Module | None = None) -> Iterator[None]:
         if dynamo is not None:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
-        if model is not None and any(p.is_meta for p in model.parameters()):
+        if model is not None and any(p.is_meta for p in parameters(model)):
             stack.enter_context(_without_values())
         yield
 

@@ -9,10 +9,8 @@ their sizes may have to grow. A submodule that still can't be traced becomes a l
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -22,45 +20,22 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .recompute import KEY, Regions
+from .recorder import Flag, Recorder
+from .walks import holds_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from .rules.own import Rules
     from .trace import Inputs
 
 __all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
-OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
     *(TypeError, ValueError, RuntimeError, AttributeError),
     *(NotImplementedError, AssertionError, IndexError, KeyError),
 )
 _REFUSALS = (*FAILURES, fx.proxy.TraceError)
-
-
-def _location() -> str:
-    """Name ``file:line`` of the innermost frame of the model's code, ``""`` if there is none."""
-    frame: FrameType | None = sys._getframe(2)
-    # Beyond the tracer lies the caller's code, which is not the model's.
-    while frame is not None and frame.f_code is not graph_of.__code__:
-        name = frame.f_code.co_filename
-        if not name.startswith(OWN) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
-
-
-class Flag(int):
-    """A ``training`` flag that remembers whether it was read."""
-
-    read = False
-
-    def __bool__(self) -> bool:
-        self.read = True
-        return int(self) != 0
 
 
 # Functions whose nodes stand for themselves: their Python code can't take traced values.
@@ -88,7 +63,7 @@ class _Proxy(fx.Proxy):
         return len(value)
 
 
-class Tracer(fx.Tracer):
+class Tracer(Recorder):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
@@ -101,7 +76,6 @@ class Tracer(fx.Tracer):
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
-        self.regions = Regions()
         self._busy = False
         self._parameters: dict[str, Any] = {}
 
@@ -115,7 +89,7 @@ class Tracer(fx.Tracer):
         if self.rules.declared(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
-            return not any(True for child in m.children() for _ in child.parameters())
+            return not m._modules or not holds_inside(m)
         return False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -124,24 +98,30 @@ class Tracer(fx.Tracer):
             for part in m.modules():
                 part.training = bool(int(part.training))
             return forward(*args, **kwargs)
-        scope, stack = copy.copy(self.scope), self.module_stack.copy()
+        body = MODULE_DECOMPOSITIONS.get(type(m))
+        if body is None:
+            name = self.path_of_module(m)
+            if self.is_leaf_module(m, name):
+                return self.record(m, name, args, kwargs)
+        stack = self.module_stack.copy()
         last = next(iter(reversed(self.graph.nodes)), None)
         try:
-            body = MODULE_DECOMPOSITIONS.get(type(m))
             if body is not None:
                 return body(m, *args, **kwargs)
         except _REFUSALS:
             self._forget_after(last)
+        name = self.path_of_module(m)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            if self.is_leaf_module(m, name):
+                return self.record(m, name, args, kwargs)
+            return self.open(m, name, forward, args, kwargs)
         except _REFUSALS:
             self._forget_after(last)
-            # torch leaves them as they were when it failed
-            self.scope, self.module_stack = scope, stack
+            # It is left as it was when tracing failed.
+            self.module_stack = stack
             if not self.proxy_buffer_attributes:
                 # A buffer cut to the input's size can only be cut in the graph.
                 return self._with_buffers(m, forward, args, kwargs)
-            name = self.path_of_module(m)
             if m is self.root:
                 raise
             return self.create_proxy("call_module", name, args, kwargs)
@@ -152,10 +132,6 @@ class Tracer(fx.Tracer):
             return self.call_module(m, forward, args, kwargs)
         finally:
             self.proxy_buffer_attributes = False
-
-    def create_arg(self, a: Any) -> Any:
-        """Arguments of nodes; a training flag becomes a plain bool."""
-        return bool(a) if isinstance(a, Flag) else super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Attribute access of modules: parameters become graph nodes while tracing."""
@@ -180,15 +156,6 @@ class Tracer(fx.Tracer):
                 except _REFUSALS:
                     self._forget_after(last)
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Remember the user's source line, and whether it is checkpointed."""
-        node = super().create_node(*args, **kwargs)
-        node.meta["source"] = _location()
-        region = self.regions.of(sys._getframe(1), graph_of.__code__)
-        if region is not None and node.op not in {"placeholder", "output"}:
-            node.meta[KEY] = region
-        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node."""
@@ -352,6 +319,9 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
         ) from error
     _drop_unused(graph)
     return graph
+
+
+Recorder.last = graph_of.__code__
 
 
 def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = False) -> fx.Graph:

@@ -15,6 +15,7 @@ from torch import fx, nn
 from .propagate import LABELS_KEY
 from .rules.recurrent import is_recurrent
 from .tracked import tracked_attributes
+from .walks import holds_inside
 from .witness import Witness
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def is_own(module: nn.Module) -> bool:
         return True
     if is_recurrent(module):  # with weights that are computed
         return False
-    return any(True for child in module.children() for _ in child.parameters())
+    return holds_inside(module)
 
 
 def opaque_leaves(
