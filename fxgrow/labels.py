@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from .flows import Flow, grounds, without
+from .forest import Forest
 from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
 
@@ -92,9 +93,7 @@ class Reshape(NamedTuple):
 class LabelBook:
     """Union-find over labels, and the events still to be judged."""
 
-    parent: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    numbers: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    size: int = 1
+    forest: Forest = field(default_factory=Forest)
     frozen: list[Frozen] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
     unlabelled: list[Unlabelled] = field(default_factory=list)
@@ -107,65 +106,22 @@ class LabelBook:
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
     grounded: set[Term] = field(default_factory=set)
 
+    @property
+    def size(self) -> int:
+        """One more than the highest label."""
+        return self.forest.size
+
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
-        start, self.size = self.size, self.size + count
-        if self.size > len(self.parent):
-            self.reserve(max(self.size, 4 * len(self.parent)))
-        return self.numbers[start : self.size]
-
-    def reserve(self, size: int) -> None:
-        """Make room for ``size`` labels at once."""
-        self.numbers = np.arange(size, dtype=np.int64)
-        parent = self.numbers.copy()
-        parent[: len(self.parent)] = self.parent
-        self.parent = parent
+        return self.forest.fresh(count)
 
     def find(self, labels: Labels) -> Labels:
-        """Roots of ``labels``, same shape; compresses the paths it walks."""
-        parent = self.parent
-        root = parent[labels]
-        above = parent[root]
-        if (above == root).all():
-            return root
-        while not (above == root).all():
-            root, above = above, parent[above]
-        parent[labels] = root
-        return root
+        """Roots of ``labels``, same shape."""
+        return self.forest.find(labels)
 
     def unite(self, a: Labels, b: Labels) -> None:
         """Unite ``a`` and ``b`` position by position (they broadcast)."""
-        parent = self.parent
-        while True:
-            ra, rb = self.find(a), self.find(b)
-            differ = ra != rb
-            if not differ.any():
-                return
-            ra, rb = (
-                (r if r.shape == differ.shape else np.broadcast_to(r, differ.shape))[differ]
-                for r in (ra, rb)
-            )
-            high, low = np.maximum(ra, rb), np.minimum(ra, rb)
-            parent[high] = low
-            # The last write wins where one root meets several: then the loop goes on.
-            if (parent[high] == low).all():
-                return
-
-    def _unite_columns(self, stack: Labels) -> None:
-        """Unite all labels along the first dimension, position by position."""
-        parent = self.parent
-        while True:
-            roots = self.find(stack)
-            low = roots.min(axis=0)
-            differ = roots != low
-            if not differ.any():
-                return
-            # Roots that stay are not written: they may be above others in another column.
-            high, under = roots[differ], np.broadcast_to(low, roots.shape)[differ]
-            parent[high] = under
-            # The last write wins where one root meets several: then the loop goes on.
-            if (parent[high] == under).all():
-                return
+        self.forest.unite(a, b)
 
     def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
         """Unite all labels along ``dims`` and drop these dimensions from the plane."""
@@ -252,7 +208,8 @@ class LabelBook:
         head, *rest = (lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
         if not head.dims or any(p.labels.shape != head.labels.shape for p in rest):
             return None
-        self._unite_columns(np.array([head.labels, *(p.labels for p in rest)]))
+        for plane in rest:
+            self.unite(head.labels, plane.labels)
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
         return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)

@@ -207,7 +207,15 @@ def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
     return found
 
 
-class ShapeMode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):
+    """Dispatch mode that is not wrapped against compilation: what runs below it is eager."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class ShapeMode(_Mode):
     """Skips heavy computations: results have the right shapes, but any values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -218,7 +226,7 @@ class ShapeMode(TorchDispatchMode):
         return func(*args, **(kwargs or {})) if out is NotImplemented else out
 
 
-class LabelMode(TorchDispatchMode):
+class LabelMode(_Mode):
     """Labels every ATen call by the rule table; skips heavy computations."""
 
     def __init__(self, propagation: Propagation, rules: Any) -> None:

@@ -7,6 +7,7 @@ with the model. Besides, every node remembers its source line and its checkpoint
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from .walks import named_parameters
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-__all__ = ["Flag", "Recorder"]
+__all__ = ["Flag", "Recorder", "unpacked"]
 
 OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 _THEMSELVES: frozenset[Any] = frozenset(
@@ -48,6 +49,7 @@ class Recorder(fx.Tracer):
         self.regions = Regions()
         self._around: list[Region | None] = [None]  # of the calls of modules that are traced
         self._named: dict[int, str] = {}
+        self.numbers: dict[fx.Node, int] = {}  # in order of the graph
 
     # -- nodes -------------------------------------------------------------------
 
@@ -63,6 +65,7 @@ class Recorder(fx.Tracer):
         """Remember the user's source line, and whether it is checkpointed."""
         # Arguments come second: what create_node looks for among them is never there.
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        self.numbers[node] = len(self.numbers)
         if args:
             node.args = args
         if kwargs:
@@ -165,6 +168,15 @@ class Recorder(fx.Tracer):
         return source, around
 
 
+def unpacked(code: bytes, at: int) -> int | None:
+    """Into how many variables an instruction unpacks what it is given; None for any other."""
+    if code[at] != _UNPACK:
+        return None
+    more = code[at - 1] << 8 if at >= 2 and code[at - 2] == dis.EXTENDED_ARG else 0
+    return more | code[at + 1]
+
+
+_UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 _OPEN = Recorder.open.__code__
 _KINDS: dict[CodeType, str] = {}
 

@@ -333,7 +333,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     root = widened.root
     names = tensor_names(root)
     state = Propagation({id(t): name for name, t in names.items()})
-    state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    state.book.forest.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))

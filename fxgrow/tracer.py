@@ -20,12 +20,13 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .recorder import Flag, Recorder
+from .recorder import Flag, Recorder, unpacked
 from .walks import holds_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .execute import Executor
     from .rules.own import Rules
     from .trace import Inputs
 
@@ -55,6 +56,14 @@ class _Proxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def __iter__(self) -> Any:
+        """Unpack into as many values as the calling code takes, else as there are."""
+        caller = sys._getframe(1)
+        count = unpacked(caller.f_code.co_code, caller.f_lasti)
+        if count is None:
+            return self.tracer.iter(self)
+        return iter([self[i] for i in range(count)])
+
     def __len__(self) -> int:
         """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
         value = self.tracer.concrete(self.node)
@@ -76,6 +85,7 @@ class Tracer(Recorder):
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
+        self._executor: Executor | None = None
         self._busy = False
         self._parameters: dict[str, Any] = {}
 
@@ -226,7 +236,9 @@ class Tracer(Recorder):
         from .execute import Executor
         from .propagate import ShapeMode
 
-        order = [n for n in self.graph.nodes if n not in self.values]
+        if self._executor is None:
+            self._executor = Executor(self.root, self.inputs, self.values)
+
         needed, queue = set(), [node]
         while queue:
             current = queue.pop()
@@ -236,7 +248,7 @@ class Tracer(Recorder):
         self._busy = True
         try:
             with ShapeMode():  # type: ignore[no-untyped-call]  # torch does not annotate it
-                Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
+                self._executor.run(sorted(needed, key=self.numbers.__getitem__))
         finally:
             self._busy = False
         return self.values[node]
