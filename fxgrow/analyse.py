@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,6 +39,11 @@ class Analysis:
     traced: Traced
     state: Propagation
     planes: dict[fx.Node, Any]
+
+    @cached_property
+    def trains(self) -> bool:
+        """Whether anything requires gradients; where nothing does, no part of it rests."""
+        return any(p.requires_grad for p in parameters(self.traced.root))
 
 
 # Functions that make blank tensors, of sizes that are patched or follow their inputs.

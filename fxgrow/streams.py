@@ -221,12 +221,11 @@ class _Judge:
     def _moves(self, fillings: Sequence[Filling]) -> bool:
         """Whether gradients reach new units, through random columns that train or may."""
         rank = self.analysis.state.book.weights.rank
-        training = any(p.requires_grad for p in self.analysis.traced.root.parameters())
         closers = self.analysis.state.book.closers
         return any(
             (slot.tensor, slot.dim) in closers
             and filling.kind != "zero"
-            and rank[slot.tensor, slot.dim] >= (2 if training else 1)
+            and rank[slot.tensor, slot.dim] >= (2 if self.analysis.trains else 1)
             for slot, filling in zip(self.slots, fillings, strict=True)
         )
 
