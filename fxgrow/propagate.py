@@ -94,6 +94,7 @@ class Propagation:
     blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
+    written: list[tuple[torch.Tensor, Value]] | None = None  # labels that are kept, if any
 
     def where(self, op: str) -> Where:
         """Return the current place in the graph (or inside a leaf), for ``op``."""
@@ -147,12 +148,17 @@ class Propagation:
     def assign(self, out: Any, planes: Any, *, weight: bool, live: bool) -> None:
         """Attach planes to one output tensor, or to each of several."""
         if isinstance(out, torch.Tensor):
-            out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
+            self._write(out, Value(tuple(planes), weight, live))
             return
         several = out if isinstance(out, (tuple, list)) else ()  # else a number
         for tensor, own in zip(several, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
-                tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
+                self._write(tensor, Value(tuple(own), weight, live))
+
+    def _write(self, tensor: torch.Tensor, value: Value) -> None:
+        tensor.__dict__[LABELS_KEY] = value
+        if self.written is not None:
+            self.written.append((tensor, value))
 
     # -- what rules say --------------------------------------------------------
 
