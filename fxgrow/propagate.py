@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .flows import weight_flow
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
+from .walks import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -200,17 +201,6 @@ class Propagation:
             self.tensor_flops[owner] += flops
         else:
             self.product_flops.append(ProductFlops(flops, tuple(p.labels for p in planes)))
-
-
-def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
-    """Tensors among ``args``, one level of lists deep (as ATen schemas have them)."""
-    found = []
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            found.append(arg)
-        elif isinstance(arg, (list, tuple)):
-            found.extend(a for a in arg if isinstance(a, torch.Tensor))
-    return found
 
 
 class _Mode(TorchDispatchMode):

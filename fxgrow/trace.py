@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from .errors import InputError, TraceError
 from .module import GrownModule
-from .plain import duplicate, eagerly
+from .plain import duplicate, eagerly, set_mode
 from .rules.own import Declaration, Rules
 from .tracer import FAILURES, Flag, graph_of
 from .walks import named_modules, parameters
@@ -216,7 +216,7 @@ def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
                 break
     finally:
         for name, module in modules.items():
-            module.__dict__["training"] = modes[name]
+            set_mode(module, modes[name])
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
     return graphs
