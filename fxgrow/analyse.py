@@ -195,10 +195,11 @@ class LabelExecutor(Executor):
         """Add what a leaf's own names say: which weight a bias belongs to, one hidden width."""
         roles = self.state.roles
         for name in module._parameters:
+            if not name.startswith("bias"):
+                continue
             axis = (prefix + name, 0)
             # Where torch adds a bias by itself it looks like any addition.
-            known = name.startswith("bias") and axis in self.state.axes
-            if known and "producer" in roles.get((weight_of(axis[0]), 0), ()):
+            if axis in self.state.axes and "producer" in roles.get((weight_of(axis[0]), 0), ()):
                 roles.setdefault(axis, set()).add("producer")
         if is_recurrent(module):
             couple(self.state, module, prefix)

@@ -161,15 +161,13 @@ class LabelBook:
             return [alike]
         result: list[Plane] = []
         parts: list[list[Flow | None]] = []
-        covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
+        open_dims = [self._uncovered(planes, shape, ndim) for planes, shape in operands]
         for i, (planes, _) in enumerate(operands):
-            others = [c for j, c in enumerate(covered) if j != i]
+            others = set().union(*open_dims[:i], *open_dims[i + 1 :])
             known = len(result)
             for plane in planes:
                 lifted = lift(plane, ndim, keep_zero=product)
-                bare = tuple(
-                    d for d in lifted.dims if any(d in big and d not in lab for big, lab in others)
-                )
+                bare = tuple(d for d in lifted.dims if d in others) if others else ()
                 if bare and bare == lifted.dims:
                     self.freeze(lifted.labels, "unlabelled", where)
                     continue
@@ -215,12 +213,11 @@ class LabelBook:
         return Plane(head.labels, sum((p.zero for p in rest), head.zero), own)
 
     @staticmethod
-    def _covered(
-        planes: Sequence[Plane], shape: Sequence[int], ndim: int
-    ) -> tuple[set[int], set[int]]:
+    def _uncovered(planes: Sequence[Plane], shape: Sequence[int], ndim: int) -> set[int]:
+        """Dimensions along which an operand carries no labels."""
         shift = ndim - len(shape)
         big = {d + shift for d, size in enumerate(shape) if size > 1}
-        return big, {d + shift for p in planes for d in p.dims}
+        return big.difference(*({d + shift for d in p.dims} for p in planes))
 
     def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> int:
         """Let ``plane`` meet ``known`` planes, or stand beside; return who stands for it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
+from itertools import islice
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +96,8 @@ class Propagation:
     blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
+    _own: dict[Axis, Plane] = field(default_factory=dict)  # of axes, as parameters have them
+    _starts: list[int] = field(default_factory=list)
     written: list[tuple[torch.Tensor, Value]] | None = None  # labels that are kept, if any
 
     def where(self, op: str) -> Where:
@@ -126,21 +129,26 @@ class Propagation:
 
     def axis_planes(self, name: str, tensor: torch.Tensor, dims: Iterable[int]) -> Planes:
         """Planes of the parameter ``name``, one for each of ``dims`` larger than 1."""
-        planes = []
-        for dim in dims:
-            size = tensor.shape[dim]
-            if size <= 1 or not tensor.is_floating_point():
-                continue
-            axis = (name, dim)
-            if axis not in self.axes:
-                self.axes[axis] = self.book.fresh(size)
-                parameter = isinstance(tensor, torch.nn.Parameter)
-                self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
-            shape = [1] * tensor.ndim
-            shape[dim] = size
-            planes.append(Plane(self.axes[axis].reshape(shape), (axis,), weight_flow(axis)))
         self.reached.add(name)
+        if not tensor.is_floating_point():
+            return ()
+        planes, sizes = [], tensor.shape
+        for dim in dims:
+            if sizes[dim] > 1:
+                plane = self._own.get((name, dim))
+                planes.append(plane or self._axis(name, dim, tensor))
         return tuple(planes)
+
+    def _axis(self, name: str, dim: int, tensor: torch.Tensor) -> Plane:
+        """Give an axis its labels, and their plane."""
+        axis, size, shape = (name, dim), tensor.shape[dim], [1] * tensor.ndim
+        shape[dim] = size
+        own = self.axes[axis] = self.book.fresh(size)
+        parameter = type(tensor) is torch.nn.Parameter or isinstance(tensor, torch.nn.Parameter)
+        self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
+        self._starts.append(int(own[0]))  # ascending: labels are in order
+        self._own[axis] = Plane(own.reshape(shape), (axis,), weight_flow(axis))
+        return self._own[axis]
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a parameter or computed from parameters alone."""
@@ -182,9 +190,8 @@ class Propagation:
 
     def _origin(self, labels: Labels) -> list[Axis]:
         """Find the axis that a computed weight's rows descend from."""
-        first = int(labels.reshape(-1)[0])
-        starts = [int(own[0]) for own in self.axes.values()]  # ascending: labels are in order
-        return [list(self.axes)[bisect_right(starts, first) - 1]]
+        place = bisect_right(self._starts, int(labels.reshape(-1)[0])) - 1
+        return [next(islice(self._own, place, None))]
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
         """Freeze all labels of ``planes``."""
@@ -230,7 +237,7 @@ class LabelMode(_Mode):
         from . import rules as table
 
         self.state = propagation
-        self.lookup = rules.lookup
+        self.lookup = rules.lookup if rules.own else table.lookup
         self.rules = table
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -252,12 +259,9 @@ class LabelMode(_Mode):
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
-        known = [t.__dict__.get(LABELS_KEY) for t in inputs]
-        given = any(id(t) in state.names and k is None for t, k in zip(inputs, known, strict=True))
-        labelled = given or any(v is not None and v.planes for v in known)
+        given, labelled, weight, live = self._known(inputs)
         # Only what depends on the inputs may be skipped: constants (index tables,
         # masks) must be real.
-        live = any(v is not None and v.live for v in known)
         out = shortcut(args, kwargs) if shortcut is not None and live else NotImplemented
         if out is NotImplemented:
             if rule is None and labelled:
@@ -266,7 +270,7 @@ class LabelMode(_Mode):
                 if out is not NotImplemented:
                     return out
             out = func(*args, **kwargs)
-        weight = not live and (given or any(v is not None and v.weight for v in known))
+        weight = not live and (given or weight)
         if not labelled:
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
@@ -279,6 +283,19 @@ class LabelMode(_Mode):
         else:
             state.assign(out, rule(state, call), weight=weight, live=live)
         return out
+
+    def _known(self, inputs: Iterable[torch.Tensor]) -> tuple[bool, bool, bool, bool]:
+        """Whether there is a parameter, labels, a computed weight and data among the inputs."""
+        given = labelled = weight = live = False
+        names = self.state.names
+        for tensor in inputs:
+            value = tensor.__dict__.get(LABELS_KEY)
+            if value is None:
+                given = given or id(tensor) in names
+                continue
+            labelled = labelled or bool(value.planes)
+            weight, live = weight or value.weight, live or value.live
+        return given, given or labelled, weight, live
 
     def _guard_view(
         self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool
