@@ -124,7 +124,7 @@ def in_turns(actions, repeats, limit):
             spent = timed(action)
             if turn:  # the first one warms up
                 found[name].append(spent)
-        if turn > 2 and time.perf_counter() - begin > limit:
+        if turn > 1 and time.perf_counter() - begin > limit:
             break
     return {
         name: {
@@ -163,19 +163,22 @@ def measure_one(name, size, repeats, peer=True):
         "graphs": len(graphs),
         "groups": len(found.groups),
     }
-    tell(**about, **in_turns(own, min(repeats, 5), 20), peer_error="over the time limit")
+    alone = in_turns(own, min(repeats, 3), 5)
+    tell(**about, **alone, peer_error="over the time limit")
     if not peer:
         return
     run = peer_of(twin, example)
     try:
-        run()
+        spent, wall = timed(run)
     except SystemExit:
         raise
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the result
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-        tell(**about, **in_turns(own, repeats, 20), peer_error=reason)
+        tell(**about, **alone, peer_error=reason)
         return
-    tell(**about, **in_turns({**own, "peer": run}, repeats, 40), peer_error="")
+    once = {"seconds": spent, "wall": wall, "repeats": 1}
+    tell(**about, **alone, peer=once, peer_error="")
+    tell(**about, **in_turns({**own, "peer": run}, repeats, 15), peer_error="")
 
 
 def measure(name, size, repeats, timeout):

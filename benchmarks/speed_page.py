@@ -27,11 +27,11 @@ torch {torch}, torchvision {torchvision}, timm {timm}, Python {python}.
 
 {summary}
 
-| model | operations | forward, ms | deep copy, ms | inspect, ms | peer, ms | peer / inspect | inspect / forward |
+| model | operations | forward, ms | deep copy | inspect | peer | peer / inspect | / forward |
 |---|--:|--:|--:|--:|--:|--:|--:|
 {rows}
 
-`operations` are the nodes of the graphs (of both modes, where they differ).
+`/ forward` is `inspect` in forward passes; `operations` are the nodes of the graphs (of both modes, where they differ).
 
 ## Depth
 

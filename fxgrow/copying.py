@@ -28,7 +28,10 @@ _PLAIN: frozenset[Any] = frozenset(
 )
 _MAPPINGS: frozenset[Any] = frozenset({dict, OrderedDict})
 _NUMBERS = frozenset(
-    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool}
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.bool),
+    }
 )
 _DEVICES = frozenset({"cpu", "cuda"})
 _SEQUENCES: frozenset[Any] = frozenset({tuple, list, set})

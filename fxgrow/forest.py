@@ -80,7 +80,7 @@ class Forest:
         return root
 
     def _unite_all(self) -> None:
-        """Hook higher roots under the lowest that they meet, until none meets another."""
+        """Put higher roots under the lowest that they meet, until none meets another."""
         pairs = [_aligned(a, b) for a, b in self.waiting]
         self.waiting = []
         a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))

@@ -15,6 +15,7 @@ from .aligned import in_steps
 from .ir import Group, Reason, Slot
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
+from .slots import slots_by_group
 from .streams import Mixed, judge
 from .walks import named_parameters
 
@@ -171,35 +172,12 @@ def group_units(analysis: Analysis) -> Grouping:
     signatures = _signatures(census)
     mixed = _judge_mixings(analysis, census, signatures)
     groups, widths = _group_ids(census, signatures)
-    members, reasons = _members(analysis, census, groups, widths)
+    roles = [_role(analysis, axis) for axis in census.axes]
+    members, reasons = slots_by_group(census, roles, groups, widths)
     streams: dict[int, list[Mixed]] = defaultdict(list)
     for label, event in mixed:
         streams[int(groups[label])].append(event)
     return _finish(analysis, census, members, reasons, streams)
-
-
-def _members(
-    analysis: Analysis, census: _Census, groups: Labels, widths: Labels
-) -> tuple[dict[int, list[Slot]], dict[int, int]]:
-    """Slots of every group, and the index of what freezes it."""
-    own, roots = groups[census.labels], census.roots[census.labels]
-    # Stable within a group: units in order of their roots, slices in order of position.
-    rank = (census.axis_of * len(widths) + own) * (int(census.roots.max()) + 1) + roots
-    order = np.argsort(rank, kind="stable")
-    own, places = own[order], census.places[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (own[1:] != own[:-1]) | (census.axis_of[1:] != census.axis_of[:-1])
-    cuts = np.flatnonzero(new)
-    axes, keys = census.axis_of[cuts].tolist(), own[cuts].tolist()
-    frozen_by = census.frozen_by[roots[order[cuts]]].tolist()
-    starts, counts = [*cuts.tolist(), len(order)], widths.tolist()
-    roles = [_role(analysis, axis) for axis in census.axes]
-    members: dict[int, list[Slot]] = defaultdict(list)
-    for i, (axis, key) in enumerate(zip(axes, keys, strict=True)):
-        name, dim = census.axes[axis]
-        positions = places[starts[i] : starts[i + 1]].reshape(counts[key], -1)
-        members[key].append(Slot(name, dim, roles[axis], positions))
-    return members, dict(zip(keys, frozen_by, strict=True))
 
 
 def _judge_mixings(

@@ -182,7 +182,7 @@ _KINDS: dict[CodeType, str] = {}
 
 
 def _kind(code: CodeType) -> str:
-    """What a frame of ``code`` is: the model's, one of ``checkpoint``, or any other."""
+    """Say what a frame of ``code`` is: the model's, one of ``checkpoint``, or any other."""
     if is_entry(code):
         return "entry"
     name = code.co_filename

@@ -77,7 +77,7 @@ class Second:
             self._open[(node.op, node.target, *node.all_input_nodes)].append(node)
 
     def of(self, node: fx.Node) -> Kept | None:
-        """Result of the node that ``node`` equals, if there is one."""
+        """Return the result of the node that ``node`` equals, if there is one."""
         inputs = [self.images.get(n) for n in node.all_input_nodes]
         if None in inputs:
             return None
@@ -100,7 +100,7 @@ class Second:
             for i in own:
                 event: Any = events[i]
                 again = event._replace(where=event.where._replace(site=node))
-                events.append(again)  # type: ignore[attr-defined]
+                events.append(again)
         return kept
 
     def stands_for(self, node: fx.Node, value: Any, planes: Any) -> Any:

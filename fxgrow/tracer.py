@@ -62,7 +62,8 @@ class _Proxy(fx.Proxy):
         count = unpacked(caller.f_code.co_code, caller.f_lasti)
         if count is None:
             return self.tracer.iter(self)
-        return iter([self[i] for i in range(count)])
+        own: Any = self  # fx gives it its operators later
+        return iter([own[i] for i in range(count)])
 
     def __len__(self) -> int:
         """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
@@ -113,14 +114,18 @@ class Tracer(Recorder):
             name = self.path_of_module(m)
             if self.is_leaf_module(m, name):
                 return self.record(m, name, args, kwargs)
-        stack = self.module_stack.copy()
         last = next(iter(reversed(self.graph.nodes)), None)
-        try:
-            if body is not None:
+        if body is not None:
+            try:
                 return body(m, *args, **kwargs)
-        except _REFUSALS:
-            self._forget_after(last)
-        name = self.path_of_module(m)
+            except _REFUSALS:
+                self._forget_after(last)
+        return self._opened(m, last, forward, args, kwargs)
+
+    def _opened(
+        self, m: nn.Module, last: fx.Node | None, forward: Any, args: Any, kwargs: Any
+    ) -> Any:
+        name, stack = self.path_of_module(m), self.module_stack.copy()
         try:
             if self.is_leaf_module(m, name):
                 return self.record(m, name, args, kwargs)
