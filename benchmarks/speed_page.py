@@ -31,7 +31,8 @@ torch {torch}, torchvision {torchvision}, timm {timm}, Python {python}.
 |---|--:|--:|--:|--:|--:|--:|--:|
 {rows}
 
-`/ forward` is `inspect` in forward passes; `operations` are the nodes of the graphs (of both modes, where they differ).
+`/ forward` is `inspect` in forward passes; `operations` are the nodes of the graphs (of both
+modes, where they differ).
 
 ## Depth
 

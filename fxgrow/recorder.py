@@ -47,7 +47,8 @@ class Recorder(fx.Tracer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.regions = Regions()
-        self._around: list[Region | None] = [None]  # of the calls of modules that are traced
+        # Places of the calls of modules that are traced.
+        self._around: list[tuple[str, Region | None]] = [("", None)]
         self._named: dict[int, str] = {}
         self.numbers: dict[fx.Node, int] = {}  # in order of the graph
 
@@ -127,7 +128,7 @@ class Recorder(fx.Tracer):
 
     def open(self, m: nn.Module, name: str, forward: Any, args: Any, kwargs: Any) -> Any:
         """Trace into a module."""
-        self._around.append(self._place()[1])
+        self._around.append(self._place())
         self._enter(m, name)
         try:
             result = forward(*args, **kwargs)
@@ -146,26 +147,24 @@ class Recorder(fx.Tracer):
     def _place(self) -> tuple[str, Region | None]:
         """Innermost ``file:line`` of the model's code (or ""), and the outermost checkpoint."""
         frame: FrameType | None = sys._getframe(2)
-        source, entry, inside = "", None, True
+        source, entry = "", None
         # Beyond the tracer lies the caller's code, which is not the model's.
         while frame is not None and frame.f_code is not self.last:
             code = frame.f_code
             known = _KINDS.get(code)
             if known is None:
                 known = _KINDS[code] = _kind(code)
-            if known == "model" and not source:
-                source = f"{code.co_filename}:{frame.f_lineno}"
-            elif known == "entry" and inside:
+            if known == "model":
+                source = source or f"{code.co_filename}:{frame.f_lineno}"
+            elif known == "entry":
                 entry = frame
-            elif code is _OPEN:
-                inside = False
-            if source and not inside:
+            elif code is _OPEN:  # from where it was called is known
                 break
             frame = frame.f_back
-        around = self._around[-1]
+        outside, around = self._around[-1]
         if around is None and entry is not None:
             around = self.regions.of(entry)
-        return source, around
+        return source or outside, around
 
 
 def unpacked(code: bytes, at: int) -> int | None:
