@@ -194,19 +194,49 @@ def show(figures):
     Console().print(table)
 
 
-def main():
+def options_given():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", default=MODELS, help="torchvision names")
+    parser.add_argument("models", nargs="*", help="torchvision names, timm: before timm's")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="JSON in place of the table")
-    options = parser.parse_args()
+    parser.add_argument("--peer", action="store_true", help="inspect against Torch-Pruning")
+    parser.add_argument("--depth", action="store_true", help="residual networks of 18-1202 layers")
+    parser.add_argument("--page", action="store_true", help="write docs/speed.md")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # for --peer
+    parser.add_argument("--size", type=int, help=f"pixels, {SIZE} if left out (--depth: 32)")
+    parser.add_argument("--timeout", type=float, default=60, help="seconds for a model's peer")
+    return parser.parse_args()
+
+
+def main():
+    options = options_given()
+    if options.one or options.peer or options.depth or options.page:
+        against_peer(options)
+        return
     torch.set_num_threads(options.threads)
-    figures = list(measure(options.models, options.repeats))
+    figures = list(measure(options.models or MODELS, options.repeats))
     if options.json:
         print(json.dumps([f.as_dict() for f in figures], indent=2))
     else:
         show(figures)
+
+
+def against_peer(options):
+    """Do what is in files of its own."""
+    import speed
+    import speed_page
+
+    if options.one:
+        speed.measure_one(options.models[0], options.size or SIZE, options.repeats)
+    rest = (options.repeats, options.timeout)
+    if options.peer:
+        speed.run("peer", options.models or speed.MODELS, options.size or SIZE, *rest)
+    if options.depth:
+        names = [f"depth:{depth}" for depth in options.models or speed.DEPTHS]
+        speed.run("depth", names, options.size or 32, *rest)
+    if options.page:
+        speed_page.page()
 
 
 if __name__ == "__main__":

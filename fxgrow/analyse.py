@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +22,10 @@ from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
 from .rules.layers import aten_call
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
+from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
+from .walks import holds_inside, named_buffers, named_parameters, parameters
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -42,6 +46,11 @@ class Analysis:
     state: Propagation
     planes: dict[fx.Node, Any]
 
+    @cached_property
+    def trains(self) -> bool:
+        """Whether anything requires gradients; where nothing does, no part of it rests."""
+        return any(p.requires_grad for p in parameters(self.traced.root))
+
 
 # Functions that make blank tensors, of sizes that are patched or follow their inputs.
 _BLANK = {*KEPT_WHOLE, "new_zeros"}
@@ -56,6 +65,8 @@ class LabelExecutor(Executor):
         self.rules = rules
         self.mode = LabelMode(state, rules)
         self.planes: dict[fx.Node, Any] = {}
+        self.record: Recording | None = None
+        self.second: Second | None = None
 
     def run(self, nodes: Iterable[fx.Node]) -> None:
         """Compute ``nodes``; with true values where Python code may look at them."""
@@ -72,15 +83,23 @@ class LabelExecutor(Executor):
 
     def compute(self, node: fx.Node) -> Any:
         """Compute one node and write its planes down."""
+        kept = None if self.second is None else self.second.of(node)
+        if kept is not None:
+            self.planes[node] = kept.planes
+            return kept.value
         self.state.site = node
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         self.state.resized = node.target in _BLANK or (module is not None and is_recurrent(module))
+        if self.record is not None:
+            self.record.begin()
         try:
             value = super().compute(node)
         except FAILURES as error:
             raise DataError(_failure(node, error)) from error
-        self.planes[node] = self._noted(value)
-        return value
+        planes = self.planes[node] = self._noted(value)
+        if self.record is not None:
+            self.record.end(node, value, planes)
+        return value if self.second is None else self.second.stands_for(node, value, planes)
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
@@ -180,10 +199,11 @@ class LabelExecutor(Executor):
         """Add what a leaf's own names say: which weight a bias belongs to, one hidden width."""
         roles = self.state.roles
         for name in module._parameters:
+            if not name.startswith("bias"):
+                continue
             axis = (prefix + name, 0)
             # Where torch adds a bias by itself it looks like any addition.
-            known = name.startswith("bias") and axis in self.state.axes
-            if known and "producer" in roles.get((weight_of(axis[0]), 0), ()):
+            if axis in self.state.axes and "producer" in roles.get((weight_of(axis[0]), 0), ()):
                 roles.setdefault(axis, set()).add("producer")
         if is_recurrent(module):
             couple(self.state, module, prefix)
@@ -232,8 +252,7 @@ def hides_sizes(module: nn.Module) -> bool:
         return True
     if is_recurrent(module) and (module._forward_pre_hooks or module._modules):
         return True  # computed weights, of which recurrent layers keep lists
-    inner = module._modules.values()
-    return any(True for child in inner if child is not None for _ in child.parameters())
+    return holds_inside(module)
 
 
 def _walk(value: Any, found: list[torch.Tensor]) -> None:
@@ -266,7 +285,7 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by their first name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+    for name, tensor in [*named_parameters(root).items(), *named_buffers(root).items()]:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor
@@ -308,19 +327,41 @@ def analyse(traced: Traced, outer: Mapping[Axis, Labels] | None = None) -> Analy
 def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
     names = {id(t): name for name, t in tensor_names(traced.root).items()}
     state = Propagation(names, outer or {})
-    planes: dict[fx.Node, Any] = {}
-    for mode, graph in traced.distinct:
-        planes.update(propagate(traced, mode, graph, state))
+    (mode, graph), *others = traced.distinct
+    record = Recording(state) if others and not traced.rules.own else None
+    planes = propagate(traced, mode, graph, state, record=record)
+    for mode, graph in others:
+        tensors, products = state.tensor_flops, state.product_flops
+        state.tensor_flops, state.product_flops = Counter(), []
+        second = Second(record) if record is not None and record.nodes else None
+        planes.update(propagate(traced, mode, graph, state, second=second))
+        # Once per weight and product, though both modes use it.
+        state.tensor_flops |= tensors
+        known = sum(p.flops for p in products)
+        if second is not None or known >= sum(p.flops for p in state.product_flops):
+            state.product_flops = [*products, *(state.product_flops if second is not None else ())]
     state.book.settle()
     freeze_inner(state)
     return Analysis(traced, state, planes)
 
 
-def propagate(traced: Traced, mode: str, graph: fx.Graph, state: Propagation) -> dict[fx.Node, Any]:
-    """Run one graph in one mode; return the planes of its nodes."""
+def propagate(
+    traced: Traced,
+    mode: str,
+    graph: fx.Graph,
+    state: Propagation,
+    *,
+    record: Recording | None = None,
+    second: Second | None = None,
+) -> dict[fx.Node, Any]:
+    """Run one graph in one mode; return the planes of its nodes.
+
+    The run is written into ``record``; ``second`` knows an earlier one.
+    """
     root = traced.root
-    versions = [(p, p._version) for p in root.parameters()]
+    versions = [(p, p._version) for p in parameters(root)]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
+    executor.record, executor.second = record, second
     try:
         with (
             modes_kept(root, training=mode == "train"),

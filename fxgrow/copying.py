@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import types
 from collections import OrderedDict
 from functools import cache
 from typing import Any
@@ -19,10 +20,21 @@ from torch import nn
 
 __all__ = ["computed", "copy_module"]
 
-_PLAIN = frozenset(
-    {int, float, bool, str, bytes, complex, type(None), type, type(...), torch.dtype, torch.device}
+_PLAIN: frozenset[Any] = frozenset(
+    {
+        *(int, float, bool, str, bytes, complex, type(None), type, type(...)),
+        *(types.FunctionType, types.BuiltinFunctionType, torch.dtype, torch.device),
+    }
 )
-_MAPPINGS = frozenset({dict, OrderedDict})
+_MAPPINGS: frozenset[Any] = frozenset({dict, OrderedDict})
+_NUMBERS = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.bool),
+    }
+)
+_DEVICES = frozenset({"cpu", "cuda"})
+_SEQUENCES: frozenset[Any] = frozenset({tuple, list, set})
 
 
 def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -52,23 +64,60 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return known
     if kind in _MAPPINGS:
         twin = memo[id(value)] = kind()
-        return _entries(twin, value, memo)
+        return _entries(twin, value, memo) if value else twin
+    if kind in _SEQUENCES and all(type(item) in _PLAIN for item in value):
+        if kind is tuple:
+            return value
+        twin = memo[id(value)] = kind(value)
+        return twin
     if isinstance(value, nn.Module) and _is_ordinary(kind):
-        twin = memo[id(value)] = kind.__new__(kind)
-        get_state = getattr(value, "__getstate__", None)  # Python 3.10 has none by default
-        twin.__setstate__(_entries({}, get_state() if get_state else value.__dict__, memo))
-        return twin
-    if isinstance(value, torch.Tensor) and not value.is_leaf:
-        twin = memo[id(value)] = value.detach().clone()
-        return twin
+        return _module(value, kind, memo)
+    if isinstance(value, torch.Tensor):
+        twin = _tensor(value, memo)
+        if twin is not None:
+            memo[id(value)] = twin
+            return twin
     if isinstance(value, nn.Module):  # copies itself, or keeps state elsewhere
         memo.update({key: own for key, own in computed(value).items() if key not in memo})
     return copy.deepcopy(value, memo)
 
 
+def _module(module: nn.Module, kind: Any, memo: dict[int, Any]) -> nn.Module:
+    twin: nn.Module
+    twin = memo[id(module)] = kind.__new__(kind)
+    ordinary = kind.__setstate__ is nn.Module.__setstate__  # which fills in what old files lack
+    if ordinary and "_compiled_call_impl" not in module.__dict__:
+        _entries(twin.__dict__, module.__dict__, memo)
+    else:
+        get_state = getattr(module, "__getstate__", None)  # Python 3.10 has none by default
+        state = get_state() if get_state else module.__dict__
+        twin.__setstate__(_entries({}, state, memo))
+    return twin
+
+
+def _tensor(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor | None:
+    """Copy a computed tensor, or a plain buffer that has its memory to itself."""
+    if not tensor.is_leaf:
+        return tensor.detach().clone()
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+    if not plain or tensor.requires_grad or tensor.__dict__ or tensor.grad is not None:
+        return None
+    if tensor.dtype not in _NUMBERS or tensor.device.type not in _DEVICES:
+        return None
+    storage = tensor.untyped_storage()
+    known = memo.setdefault("torch", {})  # type: ignore[call-overload]  # where torch has it
+    if storage._cdata in known or storage.nbytes() != tensor.nbytes or not tensor.is_contiguous():
+        return None
+    twin = tensor.clone()
+    known[storage._cdata] = twin.untyped_storage()
+    return twin
+
+
 def _entries(target: Any, source: Any, memo: dict[int, Any]) -> Any:
     for key, item in source.items():
-        target[_copy(key, memo)] = _copy(item, memo)
+        if type(key) is not str:
+            key = _copy(key, memo)
+        target[key] = item if type(item) in _PLAIN else _copy(item, memo)
     return target
 
 

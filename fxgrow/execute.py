@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx, nn
 
 from .errors import DataError
+from .walks import named_modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,7 +26,7 @@ class Executor:
         self.root = root
         self.inputs = inputs
         self.values: dict[fx.Node, Any] = {} if values is None else values
-        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.modules = named_modules(root, repeated=True)
         self._position = 0
 
     def run(self, nodes: Iterable[fx.Node]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ from .ir import Group, Reason, Slot
 from .messages import MESSAGES
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
+from .slots import slots_by_group
 from .streams import Mixed, judge
+from .walks import named_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,8 +51,9 @@ class _Census:
     """Labels laid out axis by axis (label ``i`` is entry ``i - 1``)."""
 
     axes: list[Axis]
-    starts: Labels
-    sizes: Labels
+    labels: Labels  # of all axes, one axis after the other
+    axis_of: Labels  # of ``labels``: index into ``axes``
+    places: Labels  # of ``labels``: position along the axis
     roots: Labels
     frozen_by: Labels  # index into ``reasons`` per root, -1 where nothing freezes
     reasons: list[Reason]
@@ -61,15 +64,17 @@ def _census(analysis: Analysis) -> _Census:
     state, book = analysis.state, analysis.state.book
     axes = list(state.axes)
     sizes = np.array([len(state.axes[a]) for a in axes], dtype=np.int64)
-    starts = np.array([state.axes[a][0] for a in axes], dtype=np.int64)
+    labels = np.concatenate([*state.axes.values(), np.zeros(0, dtype=np.int64)])
+    axis_of = np.repeat(np.arange(len(axes)), sizes)
+    places = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     roots = book.find(np.arange(book.size, dtype=np.int64))
     frozen_by = np.full(book.size, -1, dtype=np.int64)
     reasons = [_reason("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
     events += [(m.labels, m.code, m.where) for m in book.mixings if m.code not in COPY_INVARIANT]
-    for labels, code, where in events:
-        hit = roots[labels.reshape(-1)]
+    for touched, code, where in events:
+        hit = roots[touched.reshape(-1)]
         hit = hit[frozen_by[hit] < 0]
         if len(hit):
             frozen_by[hit] = len(reasons)
@@ -77,7 +82,7 @@ def _census(analysis: Analysis) -> _Census:
     shuffles = find_shuffles(analysis)
     explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
     _freeze_irregular(book, roots, frozen_by, reasons, explicit)
-    return _Census(axes, starts, sizes, roots, frozen_by, reasons, shuffles)
+    return _Census(axes, labels, axis_of, places, roots, frozen_by, reasons, shuffles)
 
 
 def _freeze_irregular(
@@ -116,8 +121,7 @@ def _signatures(census: _Census) -> Hashes:
     rng = np.random.default_rng(0)
     salt = rng.integers(1, 2**62, size=len(census.axes), dtype=np.int64).astype(np.uint64)
     totals: Hashes = np.zeros(len(census.roots), dtype=np.uint64)
-    for start, size, own in zip(census.starts, census.sizes, salt, strict=True):
-        np.add.at(totals, census.roots[start : start + size], own)
+    np.add.at(totals, census.roots[census.labels], salt[census.axis_of])
     return totals[census.roots]
 
 
@@ -140,32 +144,15 @@ def group_units(analysis: Analysis) -> Grouping:
     signatures = _signatures(census)
     mixed = _judge_mixings(analysis, census, signatures)
     groups, widths = _group_ids(census, signatures)
-    # Stable within a group: units in order of their roots, slices in order of position.
-    rank = groups * (int(census.roots.max()) + 1) + census.roots
-    members: dict[int, list[Slot]] = defaultdict(list)
-    reasons: dict[int, int] = {}
-    shared: dict[tuple[bytes, bytes], list[tuple[int, np.ndarray]]] = {}
-    for (name, dim), start, size in zip(census.axes, census.starts, census.sizes, strict=True):
-        own = groups[start : start + size]
-        order = np.argsort(rank[start : start + size], kind="stable")
-        own = own[order]
-        role = _role(analysis, (name, dim))
-        # A norm's tensors and the weight that reads them share their positions.
-        alike = (order.tobytes(), own.tobytes())
-        if alike not in shared:
-            cuts = np.flatnonzero(own[1:] != own[:-1]) + 1
-            pieces = np.split(order, cuts) if len(cuts) else [order]
-            # Groups of one axis are named in order: queries, values.
-            if analysis.state.outer or analysis.state.book.zeroed:
-                pieces.sort(key=lambda own: int(own.min()))
-            keys = [int(groups[start + positions[0]]) for positions in pieces]
-            shared[alike] = [
-                (key, positions.reshape(widths[key], -1))
-                for key, positions in zip(keys, pieces, strict=True)
-            ]
-        for key, positions in shared[alike]:
-            members[key] += slots_of(analysis.state, (name, dim), role, positions)
-            reasons[key] = int(census.frozen_by[census.roots[start + positions.flat[0]]])
+    roles = [_role(analysis, axis) for axis in census.axes]
+    state = analysis.state
+
+    def make(axis: Axis, role: Role, positions: Labels) -> list[Slot]:
+        return slots_of(state, axis, role, positions)
+
+    # Groups of one axis are named in order: queries, values.
+    ordered = bool(state.outer or state.book.zeroed)
+    members, reasons = slots_by_group(census, roles, groups, widths, make, ordered=ordered)
     streams: dict[int, list[Mixed]] = defaultdict(list)
     for label, event in mixed:
         streams[int(groups[label])].append(event)
@@ -181,7 +168,7 @@ def _judge_mixings(
     Otherwise the units are frozen.
     """
     roots, frozen_by = census.roots, census.frozen_by
-    sizes = Counter(signatures[roots == np.arange(len(roots))].tolist())
+    heads = signatures[roots == np.arange(len(roots))]
     even: list[tuple[int, Mixed]] = []
     for mixing in analysis.state.book.mixings:
         labels, code, where = mixing.labels, mixing.code, mixing.where
@@ -192,7 +179,7 @@ def _judge_mixings(
         whole = (
             (own == own[0]).all()
             and (counts == counts[0]).all()
-            and sizes[int(own[0])] == len(units)
+            and np.count_nonzero(heads == own[0]) == len(units)
         )
         if whole:
             even.append((int(units[0]), Mixed(mixing, int(counts[0]), len(units))))
@@ -270,15 +257,17 @@ def _finish(
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
-        draft.append(replace(group, tied=_tied(analysis, group)))
+        draft.append(replace(group, tied=True) if _tied(analysis, group) else group)
     draft = in_steps(analysis.state, draft)
     costs = _costs(analysis, draft)
     priced = []
     for group in draft:
+        if not group.growable:
+            priced.append(group)
+            continue
         one = {group.name: 1}
         params, flops = costs.params([group], one), costs.flops([group], one)
-        cost = replace(group, params_per_unit=params, flops_per_unit=flops)
-        priced.append(cost if group.growable else group)
+        priced.append(replace(group, params_per_unit=params, flops_per_unit=flops))
     growable = tuple(g for g in priced if g.growable)
     frozen = tuple(g for g in priced if g.reason is not None and g.reason.code != "kernel")
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
@@ -306,8 +295,7 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
         return _reason("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
-    # Where nothing at all requires gradients, the model is not in training: no part rests.
-    if resting and any(p.requires_grad for p in analysis.traced.root.parameters()):
+    if resting and analysis.trains:
         return _reason("requires_grad", None)
     return None
 
@@ -320,7 +308,9 @@ def layer_of(tensor: str) -> str:
     >>> layer_of("stem.conv.weight"), layer_of("fc.parametrizations.weight.original1")
     ('stem.conv', 'fc')
     """
-    layer = re.sub(r"(^|\.)parametrizations\..*", "", tensor)
+    layer = tensor
+    if "parametrizations." in tensor:
+        layer = re.sub(r"(^|\.)parametrizations\..*", "", tensor)
     return layer if layer and layer != tensor else tensor.rpartition(".")[0] or tensor
 
 
@@ -340,17 +330,17 @@ def _draft(slots: list[Slot], reason: Reason | None, taken: set[str], suffix: st
 
 def _costs(analysis: Analysis, groups: list[Group]) -> CostModel:
     state = analysis.state
-    owner: dict[int, str] = {}
-    for group in groups:
+    owner = np.full(state.book.size, -1, dtype=np.int64)
+    for number, group in enumerate(groups if state.product_flops else ()):
         if group.growable:
             slot = group.slots[0]
             labels = state.axes[slot.tensor, slot.dim][slot.positions[:, 0]]
-            owner.update(dict.fromkeys(state.book.find(labels).tolist(), group.name))
+            owner[state.book.find(labels)] = number
     products = []
     for flops, planes in state.product_flops:
-        names = {owner.get(int(r)) for p in planes for r in np.unique(state.book.find(p))}
-        products.append((flops, tuple(sorted(n for n in names if n is not None))))
-    parameters = dict(analysis.traced.root.named_parameters())
+        found = {n for p in planes for n in set(owner[state.book.find(p)].reshape(-1).tolist())}
+        products.append((flops, tuple(sorted(groups[n].name for n in found if n >= 0))))
+    parameters = named_parameters(analysis.traced.root)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     return CostModel(shapes, dict(state.tensor_flops), tuple(products))
 
@@ -362,7 +352,7 @@ def _coverage(analysis: Analysis, groups: tuple[Group, ...]) -> float:
         for slot in group.slots:
             covered[slot.tensor][slot.dim] += slot.positions.size
     total = inside = 0.0
-    parameters = dict(analysis.traced.root.named_parameters())
+    parameters = named_parameters(analysis.traced.root)
     for name in analysis.state.reached & parameters.keys():
         tensor = parameters[name]
         outside = 1.0

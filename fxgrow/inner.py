@@ -106,7 +106,7 @@ def mark(book: LabelBook, labels: Labels, units: Labels | None) -> None:
     """Write down the outer units of an axis that has just got its labels."""
     known = book.outer if book.outer is not None else np.zeros(0, dtype=np.int64)
     if len(known) < book.size:
-        known = np.pad(known, (0, len(book.parent) - len(known)))
+        known = np.pad(known, (0, len(book.forest.parent) - len(known)))
     if units is not None:
         size = min(len(units), len(labels))
         known[labels[:size]] = units[:size]

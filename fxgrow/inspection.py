@@ -24,6 +24,7 @@ from .plain import collector_paused, plain
 from .printable import quoted
 from .solve import freeze_hidden, join_hidden
 from .trace import trace
+from .walks import parameters
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ def _inspected(
         frozen,
         grouping.coverage,
         unsupported,
-        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in parameters(model)),
         sum(state.tensor_flops.values()) + sum(p.flops for p in state.product_flops),
         grouping.costs,
         analysis,

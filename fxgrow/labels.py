@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .events import Closing, Frozen, Meeting, Mixing, Reshape, Unlabelled, Where
-from .flows import grounds, without
+from .flows import Flow, grounds, without
+from .forest import Forest
 from .inner import closure, is_inner
 from .planes import Axis, Labels, Plane, lift, pattern
 from .weights import WeightAxes
@@ -36,9 +37,7 @@ __all__ = ["Closing", "Frozen", "LabelBook", "Meeting", "Mixing", "Reshape", "Un
 class LabelBook:
     """Union-find over labels, and the events still to be judged."""
 
-    parent: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    numbers: Labels = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
-    size: int = 1
+    forest: Forest = field(default_factory=Forest)
     frozen: list[Frozen] = field(default_factory=list)
     meetings: list[Meeting] = field(default_factory=list)
     unlabelled: list[Unlabelled] = field(default_factory=list)
@@ -55,65 +54,22 @@ class LabelBook:
     zeroed: dict[Axis, Labels] = field(default_factory=dict)
     closed: set[object] = field(default_factory=set)  # planes that the zeros are planned for
 
+    @property
+    def size(self) -> int:
+        """One more than the highest label."""
+        return self.forest.size
+
     def fresh(self, count: int) -> Labels:
         """Return ``count`` labels that nothing is united with."""
-        start, self.size = self.size, self.size + count
-        if self.size > len(self.parent):
-            self.reserve(max(self.size, 4 * len(self.parent)))
-        return self.numbers[start : self.size]
-
-    def reserve(self, size: int) -> None:
-        """Make room for ``size`` labels at once."""
-        self.numbers = np.arange(size, dtype=np.int64)
-        parent = self.numbers.copy()
-        parent[: len(self.parent)] = self.parent
-        self.parent = parent
+        return self.forest.fresh(count)
 
     def find(self, labels: Labels) -> Labels:
-        """Roots of ``labels``, same shape; compresses the paths it walks."""
-        parent = self.parent
-        root = parent[labels]
-        above = parent[root]
-        if (above == root).all():
-            return root
-        while not (above == root).all():
-            root, above = above, parent[above]
-        parent[labels] = root
-        return root
+        """Roots of ``labels``, same shape."""
+        return self.forest.find(labels)
 
     def unite(self, a: Labels, b: Labels) -> None:
         """Unite ``a`` and ``b`` position by position (they broadcast)."""
-        parent = self.parent
-        while True:
-            ra, rb = self.find(a), self.find(b)
-            differ = ra != rb
-            if not differ.any():
-                return
-            ra, rb = (
-                (r if r.shape == differ.shape else np.broadcast_to(r, differ.shape))[differ]
-                for r in (ra, rb)
-            )
-            high, low = np.maximum(ra, rb), np.minimum(ra, rb)
-            parent[high] = low
-            # The last write wins where one root meets several: then the loop goes on.
-            if (parent[high] == low).all():
-                return
-
-    def _unite_columns(self, stack: Labels) -> None:
-        """Unite all labels along the first dimension, position by position."""
-        parent = self.parent
-        while True:
-            roots = self.find(stack)
-            low = roots.min(axis=0)
-            differ = roots != low
-            if not differ.any():
-                return
-            # Roots that stay are not written: they may be above others in another column.
-            high, under = roots[differ], np.broadcast_to(low, roots.shape)[differ]
-            parent[high] = under
-            # The last write wins where one root meets several: then the loop goes on.
-            if (parent[high] == under).all():
-                return
+        self.forest.unite(a, b)
 
     def merge_along(self, plane: Plane, dims: Iterable[int]) -> Plane:
         """Unite all labels along ``dims`` and drop these dimensions from the plane."""
@@ -153,15 +109,13 @@ class LabelBook:
             return [alike]
         result: list[Plane] = []
         parts: list[list[Flow | None]] = []
-        covered = [self._covered(planes, shape, ndim) for planes, shape in operands]
+        open_dims = [self._uncovered(planes, shape, ndim) for planes, shape in operands]
         for i, (planes, _) in enumerate(operands):
-            others = [c for j, c in enumerate(covered) if j != i]
+            others = set().union(*open_dims[:i], *open_dims[i + 1 :])
             known = len(result)
             for plane in planes:
                 lifted = lift(plane, ndim, keep_zero=product)
-                bare = tuple(
-                    d for d in lifted.dims if any(d in big and d not in lab for big, lab in others)
-                )
+                bare = tuple(d for d in lifted.dims if d in others) if others else ()
                 if bare and bare == lifted.dims:
                     self.freeze(lifted.labels, "unlabelled", where)
                     continue
@@ -200,18 +154,18 @@ class LabelBook:
         head, *rest = (lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
         if not head.dims or any(p.labels.shape != head.labels.shape for p in rest):
             return None
-        self._unite_columns(np.array([head.labels, *(p.labels for p in rest)]))
+        for plane in rest:
+            self.unite(head.labels, plane.labels)
         self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
         return Plane(head.labels, _once([head.zero, *(p.zero for p in rest)]), own)
 
     @staticmethod
-    def _covered(
-        planes: Sequence[Plane], shape: Sequence[int], ndim: int
-    ) -> tuple[set[int], set[int]]:
+    def _uncovered(planes: Sequence[Plane], shape: Sequence[int], ndim: int) -> set[int]:
+        """Dimensions along which an operand carries no labels."""
         shift = ndim - len(shape)
         big = {d + shift for d, size in enumerate(shape) if size > 1}
-        return big, {d + shift for p in planes for d in p.dims}
+        return big.difference(*({d + shift for d in p.dims} for p in planes))
 
     def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> int:
         """Let ``plane`` meet ``known`` planes, or stand beside; return who stands for it."""

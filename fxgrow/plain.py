@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .copying import computed, copy_module
+from .walks import modules, parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import nn
 
-__all__ = ["collector_paused", "duplicate", "eagerly", "modes_kept", "plain"]
+__all__ = ["collector_paused", "duplicate", "eagerly", "modes_kept", "plain", "set_mode"]
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -43,7 +44,9 @@ def plain(model: nn.Module) -> nn.Module:
         parameters and buffers.
     """
     model = _inner(model)
-    wrappers = [m for m in model.modules() if _inner(m) is not m]
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return model
+    wrappers = [m for m in modules(model) if _inner(m) is not m]
     if not wrappers:
         return model
     memo: dict[int, Any] = {id(t): t for t in [*model.parameters(), *model.buffers()]}
@@ -85,15 +88,27 @@ def modes_kept(root: nn.Module, *, training: bool) -> Iterator[None]:
     A user's own ``train`` method decides what that means; it is asked only where a mode
     differs, since setting attributes of modules takes its time.
     """
-    before = [(module, module.training) for module in root.modules()]
+    before = [(module, module.training) for module in modules(root)]
     if any(mode != training for _, mode in before):
-        root.train(training)
+        if all(type(module).train is torch.nn.Module.train for module, _ in before):
+            for module, _ in before:
+                set_mode(module, training)
+        else:
+            root.train(training)
     try:
         yield
     finally:
         for module, mode in before:
             if module.training != mode:
-                module.training = mode
+                set_mode(module, mode)
+
+
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Set the flag of one module, past all that setting an attribute looks at."""
+    if type(module).__setattr__ is torch.nn.Module.__setattr__:
+        module.__dict__["training"] = training
+    else:
+        module.training = training
 
 
 @contextmanager
@@ -111,7 +126,7 @@ def eagerly(model: nn.Module | None = None) -> Iterator[None]:
         if dynamo is not None:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(dynamo.config.patch(error_on_nested_fx_trace=False))
-        if model is not None and any(p.is_meta for p in model.parameters()):
+        if model is not None and any(p.is_meta for p in parameters(model)):
             stack.enter_context(_without_values())
         yield
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from .errors import BudgetError, InputError, NothingToGrow
 from .ir import Group, Plan, Unit, Votes
@@ -65,12 +66,22 @@ class CostModel:
             base = self.tensor_flops.get(name, 0)
             added += -(-base * math.prod(new) // math.prod(old)) - base
         widths = {group.name: group.width for group in groups}
-        for base, names in self.product_flops:
+        growing = {i for name in additions for i in self._products.get(name, ())}
+        for base, names in (self.product_flops[i] for i in growing):
             known = [name for name in names if name in widths]
             old_width = math.prod(widths[name] for name in known)
             new_width = math.prod(widths[name] + additions.get(name, 0) for name in known)
             added += -(-base * new_width // old_width) - base
         return added
+
+    @cached_property
+    def _products(self) -> dict[str, list[int]]:
+        """Products that each group's width multiplies."""
+        found: dict[str, list[int]] = {}
+        for i, (_, names) in enumerate(self.product_flops):
+            for name in names:
+                found.setdefault(name, []).append(i)
+        return found
 
     def _sizes(
         self, groups: Sequence[Group], additions: Mapping[str, int]

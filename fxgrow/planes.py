@@ -108,6 +108,8 @@ def lift(plane: Plane, ndim: int, *, keep_zero: bool) -> Plane:
     labels = plane.labels
     if labels.ndim < ndim:
         labels = labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
+    elif keep_zero or not plane.zero:
+        return plane
     return Plane(labels, plane.zero if keep_zero else (), plane.flow)
 
 

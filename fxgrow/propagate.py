@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .flows import weight_flow
 from .inner import mark, structural
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
+from .walks import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,6 +100,9 @@ class Propagation:
     blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
+    _own: dict[Axis, Plane] = field(default_factory=dict)  # of axes, as parameters have them
+    _starts: list[int] = field(default_factory=list)
+    written: list[tuple[torch.Tensor, Value]] | None = None  # labels that are kept, if any
 
     def where(self, op: str) -> Where:
         """Return the current place in the graph (or inside a leaf), for ``op``."""
@@ -128,23 +133,28 @@ class Propagation:
 
     def axis_planes(self, name: str, tensor: torch.Tensor, dims: Iterable[int]) -> Planes:
         """Planes of the parameter ``name``, one for each of ``dims`` larger than 1."""
-        planes = []
-        for dim in dims:
-            size = tensor.shape[dim]
-            if size <= 1 or not tensor.is_floating_point():
-                continue
-            axis = (name, dim)
-            if axis not in self.axes:
-                self.axes[axis] = self.book.fresh(size)
-                if self.outer:
-                    mark(self.book, self.axes[axis], self.outer.get(axis))
-                parameter = isinstance(tensor, torch.nn.Parameter)
-                self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
-            shape = [1] * tensor.ndim
-            shape[dim] = size
-            planes.append(Plane(self.axes[axis].reshape(shape), (axis,), weight_flow(axis)))
         self.reached.add(name)
+        if not tensor.is_floating_point():
+            return ()
+        planes, sizes = [], tensor.shape
+        for dim in dims:
+            if sizes[dim] > 1:
+                plane = self._own.get((name, dim))
+                planes.append(plane or self._axis(name, dim, tensor))
         return tuple(planes)
+
+    def _axis(self, name: str, dim: int, tensor: torch.Tensor) -> Plane:
+        """Give an axis its labels, and their plane."""
+        axis, size, shape = (name, dim), tensor.shape[dim], [1] * tensor.ndim
+        shape[dim] = size
+        own = self.axes[axis] = self.book.fresh(size)
+        if self.outer:
+            mark(self.book, own, self.outer.get(axis))
+        parameter = type(tensor) is torch.nn.Parameter or isinstance(tensor, torch.nn.Parameter)
+        self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
+        self._starts.append(int(own[0]))  # ascending: labels are in order
+        self._own[axis] = Plane(own.reshape(shape), (axis,), weight_flow(axis))
+        return self._own[axis]
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a parameter or computed from parameters alone."""
@@ -154,13 +164,18 @@ class Propagation:
         """Attach planes to one output tensor, or to each of several."""
         if isinstance(out, torch.Tensor):
             planes = structural(self.book, planes) if self.outer else planes
-            out.__dict__[LABELS_KEY] = Value(tuple(planes), weight, live)
+            self._write(out, Value(tuple(planes), weight, live))
             return
         several = out if isinstance(out, (tuple, list)) else ()  # else a number
         for tensor, own in zip(several, planes, strict=False):
             if isinstance(tensor, torch.Tensor):
                 own = structural(self.book, own) if self.outer else own
-                tensor.__dict__[LABELS_KEY] = Value(tuple(own), weight, live)
+                self._write(tensor, Value(tuple(own), weight, live))
+
+    def _write(self, tensor: torch.Tensor, value: Value) -> None:
+        tensor.__dict__[LABELS_KEY] = value
+        if self.written is not None:
+            self.written.append((tensor, value))
 
     # -- what rules say --------------------------------------------------------
 
@@ -183,9 +198,8 @@ class Propagation:
 
     def _origin(self, labels: Labels) -> list[Axis]:
         """Find the axis that a computed weight's rows descend from."""
-        first = int(labels.reshape(-1)[0])
-        starts = [int(own[0]) for own in self.axes.values()]  # ascending: labels are in order
-        return [list(self.axes)[bisect_right(starts, first) - 1]]
+        place = bisect_right(self._starts, int(labels.reshape(-1)[0])) - 1
+        return [next(islice(self._own, place, None))]
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
         """Freeze all labels of ``planes``."""
@@ -204,18 +218,15 @@ class Propagation:
             self.product_flops.append(ProductFlops(flops, tuple(p.labels for p in planes)))
 
 
-def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
-    """Tensors among ``args``, one level of lists deep (as ATen schemas have them)."""
-    found = []
-    for arg in args:
-        if isinstance(arg, torch.Tensor):
-            found.append(arg)
-        elif isinstance(arg, (list, tuple)):
-            found.extend(a for a in arg if isinstance(a, torch.Tensor))
-    return found
+class _Mode(TorchDispatchMode):
+    """Dispatch mode that is not wrapped against compilation: what runs below it is eager."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
-class ShapeMode(TorchDispatchMode):
+class ShapeMode(_Mode):
     """Skips heavy computations: results have the right shapes, but any values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -226,7 +237,7 @@ class ShapeMode(TorchDispatchMode):
         return func(*args, **(kwargs or {})) if out is NotImplemented else out
 
 
-class LabelMode(TorchDispatchMode):
+class LabelMode(_Mode):
     """Labels every ATen call by the rule table; skips heavy computations."""
 
     def __init__(self, propagation: Propagation, rules: Any) -> None:
@@ -234,7 +245,7 @@ class LabelMode(TorchDispatchMode):
         from . import rules as table
 
         self.state = propagation
-        self.lookup = rules.lookup
+        self.lookup = rules.lookup if rules.own else table.lookup
         self.rules = table
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -256,12 +267,9 @@ class LabelMode(TorchDispatchMode):
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
-        known = [t.__dict__.get(LABELS_KEY) for t in inputs]
-        given = any(id(t) in state.names and k is None for t, k in zip(inputs, known, strict=True))
-        labelled = given or any(v is not None and v.planes for v in known)
+        given, labelled, weight, live = self._known(inputs)
         # Only what depends on the inputs may be skipped: constants (index tables,
         # masks) must be real.
-        live = any(v is not None and v.live for v in known)
         out = shortcut(args, kwargs) if shortcut is not None and live else NotImplemented
         if out is NotImplemented:
             if rule is None and labelled:
@@ -270,7 +278,7 @@ class LabelMode(TorchDispatchMode):
                 if out is not NotImplemented:
                     return out
             out = func(*args, **kwargs)
-        weight = not live and (given or any(v is not None and v.weight for v in known))
+        weight = not live and (given or weight)
         if not labelled:
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
@@ -283,6 +291,19 @@ class LabelMode(TorchDispatchMode):
         else:
             state.assign(out, rule(state, call), weight=weight, live=live)
         return out
+
+    def _known(self, inputs: Iterable[torch.Tensor]) -> tuple[bool, bool, bool, bool]:
+        """Whether there is a parameter, labels, a computed weight and data among the inputs."""
+        given = labelled = weight = live = False
+        names = self.state.names
+        for tensor in inputs:
+            value = tensor.__dict__.get(LABELS_KEY)
+            if value is None:
+                given = given or id(tensor) in names
+                continue
+            labelled = labelled or bool(value.planes)
+            weight, live = weight or value.weight, live or value.live
+        return given, given or labelled, weight, live
 
     def _guard_view(
         self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool

@@ -18,9 +18,9 @@ from torch import fx
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import FrameType
+    from types import CodeType, FrameType
 
-__all__ = ["KEY", "Region", "Regions", "checkpointed_forward"]
+__all__ = ["KEY", "Region", "Regions", "checkpointed_forward", "is_entry"]
 
 KEY = "fxgrow_region"
 """Where a node's ``meta`` holds its region."""
@@ -49,19 +49,16 @@ class Regions:
         # Frames are held, so that none of them takes the identity of another.
         self._known: dict[int, tuple[FrameType, Region]] = {}
 
-    def of(self, frame: FrameType | None, last: Any) -> Region | None:
-        """Region around ``frame``: that of the outermost call within the frame of ``last``."""
-        found = None
-        while frame is not None and frame.f_code is not last:
-            code = frame.f_code
-            if code.co_name in _ENTRIES and code.co_filename == checkpointing.__file__:
-                found = frame
-            frame = frame.f_back
-        if found is None:
-            return None
-        if id(found) not in self._known:
-            self._known[id(found)] = (found, Region(_options(found.f_locals)))
-        return self._known[id(found)][1]
+    def of(self, frame: FrameType) -> Region:
+        """Region of the call of ``checkpoint`` that runs in ``frame``."""
+        if id(frame) not in self._known:
+            self._known[id(frame)] = (frame, Region(_options(frame.f_locals)))
+        return self._known[id(frame)][1]
+
+
+def is_entry(code: CodeType) -> bool:
+    """Whether ``code`` is that of ``checkpoint``."""
+    return code.co_name in _ENTRIES and code.co_filename == checkpointing.__file__
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -350,7 +350,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     names = {name: t for name, t in tensor_names(root).items() if name in known}
     outer = widened_units(analysis.state.outer, layout)
     state = Propagation({id(t): name for name, t in names.items()}, outer)
-    state.book.reserve(analysis.state.book.size + int(layout.gain.sum()))
+    state.book.forest.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))

@@ -38,7 +38,7 @@ _ASK = "pass wrap=callable, which gets the grown module and returns it sharded"
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether ``fully_shard`` was applied to the model or a part of it."""
-    return any(map(is_shard, model.modules()))
+    return _fsdp_class() is not None and any(map(is_shard, model.modules()))
 
 
 def is_shard(model: nn.Module) -> bool:

@@ -128,6 +128,8 @@ def _permutation(before: Noted, after: Noted) -> tuple[int, np.ndarray] | None:
     if old.shape != new.shape or len(dims) != 1:
         return None
     old, new = old.reshape(-1), new.reshape(-1)
+    if new.min() < old.min() or new.max() > old.max():
+        return None  # other labels, as behind a depthwise convolution
     by_label = np.argsort(old)
     if np.array_equal(old, new) or len(np.unique(old)) != len(old):
         return None

@@ -20,6 +20,7 @@ from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import Flow
 from .ir import Filling, Norm
 from .ownnorm import as_norm
+from .walks import named_buffers, named_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -220,19 +221,18 @@ class _Judge:
     def _moves(self, fillings: Sequence[Filling]) -> bool:
         """Whether gradients reach new units, through random columns that train or may."""
         rank = self.analysis.state.book.weights.rank
-        training = any(p.requires_grad for p in self.analysis.traced.root.parameters())
         closers = self.analysis.state.book.closers
         return any(
             (slot.tensor, slot.dim) in closers
             and filling.kind != "zero"
-            and rank[slot.tensor, slot.dim] >= (2 if training else 1)
+            and rank[slot.tensor, slot.dim] >= (2 if self.analysis.trains else 1)
             for slot, filling in zip(self.slots, fillings, strict=True)
         )
 
     def _coarse(self, fillings: Sequence[Filling]) -> bool:
         """Whether weights of half precision would have to hold means or roots: too coarse."""
         root = self.analysis.traced.root
-        tensors = dict([*root.named_parameters(), *root.named_buffers()])
+        tensors = {**named_parameters(root), **named_buffers(root)}
         return any(
             filling.kind in {"mean", "gain"} and tensors[slot.tensor].element_size() < 4
             for slot, filling in zip(self.slots, fillings, strict=True)

@@ -16,9 +16,10 @@ from torch import fx, nn
 
 from .errors import InputError, TraceError
 from .module import GrownModule
-from .plain import duplicate, eagerly
+from .plain import duplicate, eagerly, set_mode
 from .rules.own import Declaration, Rules
 from .tracer import FAILURES, Flag, graph_of
+from .walks import named_modules, parameters
 from .whole import whole_graph
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def shadow(model: nn.Module, replace: Mapping[int, Any] | None = None) -> nn.Mod
         When the model can't be copied.
     """
     memo: dict[int, Any] = (
-        {id(p): p for p in model.parameters()} if replace is None else dict(replace)
+        {id(p): p for p in parameters(model)} if replace is None else dict(replace)
     )
     try:
         return duplicate(model, memo)
@@ -200,7 +201,7 @@ def _untraced(root: nn.Module, inputs: Inputs, why: str, rules: Rules) -> Traced
 
 
 def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
-    modules = dict(root.named_modules(remove_duplicate=True))
+    modules = named_modules(root)
     modes = {name: module.training for name, module in modules.items()}
     graphs = {}
     try:
@@ -215,7 +216,7 @@ def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
                 break
     finally:
         for name, module in modules.items():
-            module.training = modes[name]
+            set_mode(module, modes[name])
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
     return graphs

@@ -9,10 +9,8 @@ their sizes may have to grow. A submodule that still can't be traced becomes a l
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -23,45 +21,23 @@ from torch.nn.utils import rnn
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 from .patterns import pattern_functions
-from .recompute import KEY, Regions
+from .recorder import Flag, Recorder, unpacked
+from .walks import holds_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
+    from .execute import Executor
     from .rules.own import Rules
     from .trace import Inputs
 
 __all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
 
-OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 FAILURES = (
     *(TypeError, ValueError, RuntimeError, AttributeError),
     *(NotImplementedError, AssertionError, IndexError, KeyError),
 )
 _REFUSALS = (*FAILURES, fx.proxy.TraceError)
-
-
-def _location() -> str:
-    """Name ``file:line`` of the innermost frame of the model's code, ``""`` if there is none."""
-    frame: FrameType | None = sys._getframe(2)
-    # Beyond the tracer lies the caller's code, which is not the model's.
-    while frame is not None and frame.f_code is not graph_of.__code__:
-        name = frame.f_code.co_filename
-        if not name.startswith(OWN) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
-
-
-class Flag(int):
-    """A ``training`` flag that remembers whether it was read."""
-
-    read = False
-
-    def __bool__(self) -> bool:
-        self.read = True
-        return int(self) != 0
 
 
 # Functions whose nodes stand for themselves: their Python code can't take traced values.
@@ -81,6 +57,15 @@ class _Proxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def __iter__(self) -> Any:
+        """Unpack into as many values as the calling code takes, else as there are."""
+        caller = sys._getframe(1)
+        count = unpacked(caller.f_code.co_code, caller.f_lasti)
+        if count is None:
+            return self.tracer.iter(self)
+        own: Any = self  # fx gives it its operators later
+        return iter([own[i] for i in range(count)])
+
     def __len__(self) -> int:
         """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
         value = self.tracer.concrete(self.node)
@@ -96,7 +81,7 @@ class _Attribute(_Proxy, fx.proxy.Attribute):
     """An attribute or method of a traced value."""
 
 
-class Tracer(fx.Tracer):
+class Tracer(Recorder):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
@@ -110,7 +95,7 @@ class Tracer(fx.Tracer):
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
-        self.regions = Regions()
+        self._executor: Executor | None = None
         self._busy = False
         self._parameters: dict[str, Any] = {}
 
@@ -124,7 +109,7 @@ class Tracer(fx.Tracer):
         if self.rules.declared(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
-            return not any(True for child in m.children() for _ in child.parameters())
+            return not m._modules or not holds_inside(m)
         return False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -133,24 +118,34 @@ class Tracer(fx.Tracer):
             for part in m.modules():
                 part.training = bool(int(part.training))
             return forward(*args, **kwargs)
-        scope, stack = copy.copy(self.scope), self.module_stack.copy()
+        body = MODULE_DECOMPOSITIONS.get(type(m))
+        if body is None:
+            name = self.path_of_module(m)
+            if self.is_leaf_module(m, name):
+                return self.record(m, name, args, kwargs)
         last = next(iter(reversed(self.graph.nodes)), None)
-        try:
-            body = MODULE_DECOMPOSITIONS.get(type(m))
-            if body is not None:
+        if body is not None:
+            try:
                 return body(m, *args, **kwargs)
-        except _REFUSALS:
-            self._forget_after(last)
+            except _REFUSALS:
+                self._forget_after(last)
+        return self._opened(m, last, forward, args, kwargs)
+
+    def _opened(
+        self, m: nn.Module, last: fx.Node | None, forward: Any, args: Any, kwargs: Any
+    ) -> Any:
+        name, stack = self.path_of_module(m), self.module_stack.copy()
         try:
-            return super().call_module(m, forward, args, kwargs)
+            if self.is_leaf_module(m, name):
+                return self.record(m, name, args, kwargs)
+            return self.open(m, name, forward, args, kwargs)
         except _REFUSALS:
             self._forget_after(last)
-            # torch leaves them as they were when it failed
-            self.scope, self.module_stack = scope, stack
+            # It is left as it was when tracing failed.
+            self.module_stack = stack
             if not self.proxy_buffer_attributes:
                 # A buffer cut to the input's size can only be cut in the graph.
                 return self._with_buffers(m, forward, args, kwargs)
-            name = self.path_of_module(m)
             if m is self.root:
                 raise
             return self.create_proxy("call_module", name, args, kwargs)
@@ -161,10 +156,6 @@ class Tracer(fx.Tracer):
             return self.call_module(m, forward, args, kwargs)
         finally:
             self.proxy_buffer_attributes = False
-
-    def create_arg(self, a: Any) -> Any:
-        """Arguments of nodes; a training flag becomes a plain bool."""
-        return bool(a) if isinstance(a, Flag) else super().create_arg(a)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Attribute access of modules: parameters become graph nodes while tracing."""
@@ -189,15 +180,6 @@ class Tracer(fx.Tracer):
                 except _REFUSALS:
                     self._forget_after(last)
         return super().create_proxy(kind, target, args, kwargs, *rest, **more)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Remember the user's source line, and whether it is checkpointed."""
-        node = super().create_node(*args, **kwargs)
-        node.meta["source"] = _location()
-        region = self.regions.of(sys._getframe(1), graph_of.__code__)
-        if region is not None and node.op not in {"placeholder", "output"}:
-            node.meta[KEY] = region
-        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node."""
@@ -268,7 +250,9 @@ class Tracer(fx.Tracer):
         from .execute import Executor
         from .propagate import ShapeMode
 
-        order = [n for n in self.graph.nodes if n not in self.values]
+        if self._executor is None:
+            self._executor = Executor(self.root, self.inputs, self.values)
+
         needed, queue = set(), [node]
         while queue:
             current = queue.pop()
@@ -278,7 +262,7 @@ class Tracer(fx.Tracer):
         self._busy = True
         try:
             with ShapeMode():  # type: ignore[no-untyped-call]  # torch does not annotate it
-                Executor(self.root, self.inputs, self.values).run(n for n in order if n in needed)
+                self._executor.run(sorted(needed, key=self.numbers.__getitem__))
         finally:
             self._busy = False
         return self.values[node]
@@ -361,6 +345,9 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
         ) from error
     _drop_unused(graph)
     return graph
+
+
+Recorder.last = graph_of.__code__
 
 
 def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = False) -> fx.Graph:

@@ -37,6 +37,8 @@ class WeightAxes:
         A buffer (a mask) makes rows only where no parameter does.
         """
         first = [a for a in zero if self.rank.get(a, 2)][:1] or list(zero[:1])
+        if not self.scales:
+            return first
         return first + [self.scales[a] for a in first if a in self.scales]
 
     def closer(self, zero: Sequence[Axis]) -> Axis | None:

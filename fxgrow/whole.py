@@ -15,6 +15,7 @@ from torch import fx, nn
 from .propagate import LABELS_KEY
 from .rules.recurrent import is_recurrent
 from .tracked import tracked_attributes
+from .walks import holds_inside, named_modules
 from .witness import Witness
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def is_own(module: nn.Module) -> bool:
         return True
     if is_recurrent(module):  # with weights that are computed
         return False
-    return any(True for child in module.children() for _ in child.parameters())
+    return holds_inside(module)
 
 
 def opaque_leaves(
@@ -51,9 +52,10 @@ def opaque_leaves(
 ) -> list[str]:
     """Names of the modules that a graph calls as they are, with sizes of their own."""
     names = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
+    modules = named_modules(root, repeated=True)
     found = []
     for name in names:
-        module = root.get_submodule(name)
+        module = modules[name]
         if hides(module) and is_own(module):
             found.append(name)
     return found

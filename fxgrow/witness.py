@@ -22,7 +22,7 @@ from .blanks import MAKERS, label_blank, site_of
 from .labels import Where
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
-from .tracer import OWN
+from .recorder import OWN
 from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
 
 if TYPE_CHECKING:

@@ -321,8 +321,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[_Layer, nn.Module]]:
 
 def _refuse_fsdp1(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    old = getattr(fsdp, "FullyShardedDataParallel", ())
-    if any(isinstance(part, old) for part in model.modules()):
+    old = getattr(fsdp, "FullyShardedDataParallel", None)
+    if old is not None and any(isinstance(part, old) for part in model.modules()):
         raise UnsupportedError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which is not supported; "
             "use torch.distributed.fsdp.fully_shard, or pass the plain model"

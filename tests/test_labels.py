@@ -198,7 +198,8 @@ def test_columns_are_united_however_they_overlap(columns):
     if len(columns) > 1:
         book.meet([([p], p.labels.shape) for p in planes], 2, HERE)
     else:
-        book._unite_columns(np.array([p.labels for p in planes]))
+        for row in planes[1:]:
+            book.unite(planes[0].labels, row.labels)
     groups = {label: {label} for label in range(1, 13)}
     for column in columns:
         whole = set().union(*(groups[label] for label in column))

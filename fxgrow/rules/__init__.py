@@ -14,6 +14,7 @@ import torch
 
 from ..flows import Flow, fixed, noise, nothing, product, same, total
 from ..planes import Plane
+from ..walks import tensors_of
 from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank
@@ -62,8 +63,6 @@ _ZERO_KEEPING = {
 
 def pointwise(state: Propagation, call: Call) -> Any:
     """Operands broadcast and meet; several outputs (dropout and mask) look alike."""
-    from ..propagate import tensors_of
-
     name = call.name.rstrip("_")
     tensors = tensors_of((*call.args, *call.kwargs.values()))
     operands: Operands = [(state.planes(t), t.shape) for t in tensors]
@@ -163,8 +162,6 @@ def unlabelled(state: Propagation, call: Call) -> Any:
 
 def unknown(state: Propagation, call: Call) -> Any:
     """No rule: freeze everything in reach, never guess."""
-    from ..propagate import tensors_of
-
     state.unknown.setdefault(call.name, []).append(state.site)
     for tensor in tensors_of((*call.args, *call.kwargs.values())):
         state.freeze(state.planes(tensor), "unknown_op", call.name)

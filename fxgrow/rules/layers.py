@@ -47,22 +47,28 @@ def _is_changed(module: nn.Module) -> bool:
 
 
 def _convolution(layer: Any, x: torch.Tensor) -> AtenCall | None:
-    weight = layer.weight
+    own = layer._parameters
+    weight = own.get("weight")
+    if weight is None or "bias" not in own:  # computed
+        return None
     plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     if not plain or x.ndim != weight.ndim or x.dtype != weight.dtype:
         return None
     sizes = (layer.stride, layer.padding, layer.dilation, False, layer.output_padding)
-    return _ATEN.convolution.default, (x, weight, layer.bias, *sizes, layer.groups)
+    return _ATEN.convolution.default, (x, weight, own["bias"], *sizes, layer.groups)
 
 
 def _batch_norm(layer: Any, x: torch.Tensor) -> AtenCall | None:
-    training = layer.training or layer.running_mean is None
+    running, own = layer._buffers, layer._parameters
+    if not (own.keys() >= {"weight", "bias"} and running.keys() >= {"running_mean", "running_var"}):
+        return None  # computed
+    statistics = (running["running_mean"], running["running_var"])
+    training = layer.training or statistics[0] is None
     if x.ndim != _DIMS[type(layer)] or (training and x.numel() == x.shape[1]):
         return None  # an error that torch should word
-    statistics = (layer.running_mean, layer.running_var)
     if layer.training and not layer.track_running_stats:
         statistics = (None, None)
-    entries = (layer.weight, layer.bias, *statistics)
+    entries = (own["weight"], own["bias"], *statistics)
     return _ATEN.native_batch_norm.default, (x, *entries, training, 0.0, layer.eps)
 
 

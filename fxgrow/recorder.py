@@ -1,0 +1,188 @@
+"""The part of the tracer that writes nodes down: what happens once per node and call.
+
+``torch.fx.Tracer`` looks parameters up by walking through all of them, and copies scopes, and
+tries a dozen types, for every node. What is done here is the same, at a cost that does not grow
+with the model. Besides, every node remembers its source line and its checkpointed region.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from .recompute import KEY, Region, Regions, is_entry
+from .walks import named_parameters
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+__all__ = ["Flag", "Recorder", "unpacked"]
+
+OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
+_THEMSELVES: frozenset[Any] = frozenset(
+    {bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device}
+)
+
+
+class Flag(int):
+    """A ``training`` flag that remembers whether it was read."""
+
+    read = False
+
+    def __bool__(self) -> bool:
+        self.read = True
+        return int(self) != 0
+
+
+class Recorder(fx.Tracer):
+    """Tracer that makes nodes quickly; ``last`` is the code beyond which no model's code is."""
+
+    last: CodeType
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.regions = Regions()
+        # Places of the calls of modules that are traced.
+        self._around: list[tuple[str, Region | None]] = [("", None)]
+        self._named: dict[int, str] = {}
+        self.numbers: dict[fx.Node, int] = {}  # in order of the graph
+
+    # -- nodes -------------------------------------------------------------------
+
+    def create_node(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+    ) -> fx.Node:
+        """Remember the user's source line, and whether it is checkpointed."""
+        # Arguments come second: what create_node looks for among them is never there.
+        node = self.graph.create_node(kind, target, (), {}, name, type_expr)
+        self.numbers[node] = len(self.numbers)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        meta = node.meta
+        if self.module_stack:
+            meta["nn_module_stack"] = self.module_stack.copy()
+        meta["source"], region = self._place()
+        if region is not None and kind != "placeholder" and kind != "output":
+            meta[KEY] = region
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        """Arguments of nodes; a training flag becomes a plain bool."""
+        kind = type(a)
+        if kind in _THEMSELVES:
+            return a
+        if kind is tuple:
+            return tuple([self.create_arg(item) for item in a])
+        if kind is Flag:
+            return bool(a)
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if kind is dict and not a:
+            return {}
+        if kind is nn.Parameter:
+            name = self._name_of(a)
+            if name is not None:
+                return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Attribute access of modules: parameters become graph nodes while tracing."""
+        kind = type(attr_val)
+        if issubclass(kind, nn.Module):
+            return attr_val
+        if kind is nn.Parameter:
+            name = self._name_of(attr_val)
+            if name is not None:
+                if name not in parameter_proxy_cache:
+                    parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+                return parameter_proxy_cache[name]
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _name_of(self, parameter: nn.Parameter) -> str | None:
+        """First name of one of the root's parameters."""
+        if not self._named:
+            self._named = {id(p): name for name, p in named_parameters(self.root).items()}
+        return self._named.get(id(parameter))
+
+    # -- calls of modules ----------------------------------------------------------
+
+    def record(self, m: nn.Module, name: str, args: Any, kwargs: Any) -> Any:
+        """Write the call of a module down as a node."""
+        self._enter(m, name)
+        result = self.create_proxy("call_module", name, args, kwargs)
+        self.module_stack.popitem()
+        return result
+
+    def open(self, m: nn.Module, name: str, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Trace into a module."""
+        self._around.append(self._place())
+        self._enter(m, name)
+        try:
+            result = forward(*args, **kwargs)
+        finally:
+            self._around.pop()
+        self.module_stack.popitem()
+        return result
+
+    def _enter(self, m: nn.Module, name: str) -> None:
+        calls = self.num_calls.get(name, 0)
+        self.num_calls[name] = calls + 1
+        self.module_stack[f"{name}@{calls}" if calls else name] = (name, type(m))
+
+    # -- places --------------------------------------------------------------------
+
+    def _place(self) -> tuple[str, Region | None]:
+        """Innermost ``file:line`` of the model's code (or ""), and the outermost checkpoint."""
+        frame: FrameType | None = sys._getframe(2)
+        source, entry = "", None
+        # Beyond the tracer lies the caller's code, which is not the model's.
+        while frame is not None and frame.f_code is not self.last:
+            code = frame.f_code
+            known = _KINDS.get(code)
+            if known is None:
+                known = _KINDS[code] = _kind(code)
+            if known == "model":
+                source = source or f"{code.co_filename}:{frame.f_lineno}"
+            elif known == "entry":
+                entry = frame
+            elif code is _OPEN:  # from where it was called is known
+                break
+            frame = frame.f_back
+        outside, around = self._around[-1]
+        if around is None and entry is not None:
+            around = self.regions.of(entry)
+        return source or outside, around
+
+
+def unpacked(code: bytes, at: int) -> int | None:
+    """Into how many variables an instruction unpacks what it is given; None for any other."""
+    if code[at] != _UNPACK:
+        return None
+    more = code[at - 1] << 8 if at >= 2 and code[at - 2] == dis.EXTENDED_ARG else 0
+    return more | code[at + 1]
+
+
+_UNPACK = dis.opmap["UNPACK_SEQUENCE"]
+_OPEN = Recorder.open.__code__
+_KINDS: dict[CodeType, str] = {}
+
+
+def _kind(code: CodeType) -> str:
+    """Say what a frame of ``code`` is: the model's, one of ``checkpoint``, or any other."""
+    if is_entry(code):
+        return "entry"
+    name = code.co_filename
+    return "" if name.startswith((*OWN, "<")) else "model"
