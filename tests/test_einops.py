@@ -102,3 +102,21 @@ def test_units_within_one_dimension_of_three_axes():
     grown = fxgrow.widen(model, x, {group.name: 2})
     assert max(errors(model, grown.module, x)) <= 1e-10
     assert untrained(grown.module, grown.groups, x, late=("qkv",)) == []
+
+
+def test_a_key_that_all_heads_share_freezes_them():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.out = nn.Linear(6, 12), nn.Linear(6, 4), nn.Linear(12, 6)
+
+        def forward(self, x):
+            q = einops.rearrange(self.q(x), "b n (h d) -> b h n d", h=3)
+            k = einops.repeat(self.k(x), "b n d -> b h n d", h=3)
+            out = (q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ k
+            return self.out(einops.rearrange(out, "b h n d -> b n (h d)"))
+
+    torch.manual_seed(0)
+    inspection = fxgrow.inspect(Shared(), torch.randn(2, 4, 6))
+    reasons = {g.name: g.reason.code for g in inspection.frozen}
+    assert reasons["q"] == "unlabelled"
