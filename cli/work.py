@@ -306,6 +306,8 @@ def remarks(result: Mapping[str, Any]) -> Iterator[str]:
         yield "Then adjusted (SWE): the function has moved on from the one checked at insertion."
     if result.get("weights") is False:
         yield "The plan was replayed on the base's own weights (--weights takes the file's)."
+    if result.get("obstacle"):
+        yield f"It grew as its own class: {result['obstacle']}."
     if result["output"] is None:
         yield "Dry run: nothing was grown, nothing was written."
     else:

@@ -111,7 +111,8 @@ def followed(model: nn.Module, inspection: Inspection) -> Inspection:
     Inspection
         Groups grow in steps that the code can follow.
     """
-    if inspection.analysis.traced.obstacle:
+    traced = inspection.analysis.traced
+    if traced.obstacle or traced.rules.functions:  # the caller's are known in graphs only
         return inspection
     own = inspect_own(model, inspection)
     kept = {group.name: group.multiple_of for group in own.groups}

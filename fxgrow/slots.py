@@ -29,17 +29,17 @@ class Census(Protocol):
     """
 
     @property
-    def axes(self) -> list[Axis]: ...  # noqa: D102
+    def axes(self) -> list[Axis]: ...  # noqa: D102 -- told above
     @property
-    def labels(self) -> Labels: ...  # noqa: D102
+    def labels(self) -> Labels: ...  # noqa: D102 -- told above
     @property
-    def axis_of(self) -> Labels: ...  # noqa: D102
+    def axis_of(self) -> Labels: ...  # noqa: D102 -- told above
     @property
-    def places(self) -> Labels: ...  # noqa: D102
+    def places(self) -> Labels: ...  # noqa: D102 -- told above
     @property
-    def roots(self) -> Labels: ...  # noqa: D102
+    def roots(self) -> Labels: ...  # noqa: D102 -- told above
     @property
-    def frozen_by(self) -> Labels: ...  # noqa: D102
+    def frozen_by(self) -> Labels: ...  # noqa: D102 -- told above
 
 
 def slots_by_group(

@@ -307,3 +307,18 @@ def test_ctrl_c(folder):
     assert "Traceback" not in error
     assert "interrupted" in error
     assert not [name for name in os.listdir() if "grown" in name]
+
+
+def test_a_model_that_is_no_graph_grows_as_its_class_and_says_so(folder):
+    arguments = (
+        "expand",
+        "parts.py:Counting",
+        "--input",
+        "1x4",
+        "--budget",
+        "4",
+        "-o",
+        "c.safetensors",
+    )
+    assert "It grew as its own class: no graph of Counting" in " ".join(run(*arguments).stdout.split())
+    assert run_json(*arguments, "--force")["emit"] == "module"

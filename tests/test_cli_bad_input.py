@@ -95,7 +95,6 @@ CASES = {
     "budget too small": ([*SMALL, "--budget", "3", "--unit", "params"], "buys nothing"),
     "nothing to grow": (["parts.py:linear"], "no group can grow"),
     "nothing included": ([*SMALL, "--include", "xyz*"], "matches no group"),
-    "untraceable": (["parts.py:Counting", "--input", "1x4"], "no graph of Counting"),
     "text that looks like a model": (["folder.pt"], "no such file"),
     "no such device": ([*SMALL, "--device", "warp"], "--device warp"),
     # outputs
