@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from .recompute import KEY, Region, Regions, is_entry
-from .walks import named_parameters
+from .walks import named_buffers, named_parameters
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -49,7 +49,7 @@ class Recorder(fx.Tracer):
         self.regions = Regions()
         # Places of the calls of modules that are traced.
         self._around: list[tuple[str, Region | None]] = [("", None)]
-        self._named: dict[int, str] = {}
+        self._named: dict[int, tuple[str, torch.Tensor]] = {}  # held, so that ids stay theirs
         self.numbers: dict[fx.Node, int] = {}  # in order of the graph
 
     # -- nodes -------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Recorder(fx.Tracer):
             return a.node
         if kind is dict and not a:
             return {}
-        if kind is nn.Parameter:
+        if kind is nn.Parameter or kind is torch.Tensor:
             name = self._name_of(a)
             if name is not None:
                 return self.create_node("get_attr", name, (), {})
@@ -103,7 +103,8 @@ class Recorder(fx.Tracer):
         kind = type(attr_val)
         if issubclass(kind, nn.Module):
             return attr_val
-        if kind is nn.Parameter:
+        buffer = self.proxy_buffer_attributes and isinstance(attr_val, torch.Tensor)
+        if kind is nn.Parameter or buffer:
             name = self._name_of(attr_val)
             if name is not None:
                 if name not in parameter_proxy_cache:
@@ -111,11 +112,13 @@ class Recorder(fx.Tracer):
                 return parameter_proxy_cache[name]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def _name_of(self, parameter: nn.Parameter) -> str | None:
-        """First name of one of the root's parameters."""
+    def _name_of(self, tensor: torch.Tensor) -> str | None:
+        """First name of one of the root's parameters or buffers."""
         if not self._named:
-            self._named = {id(p): name for name, p in named_parameters(self.root).items()}
-        return self._named.get(id(parameter))
+            own: dict[str, torch.Tensor] = {**named_buffers(self.root)}
+            own.update(named_parameters(self.root))
+            self._named = {id(t): (name, t) for name, t in own.items()}
+        return self._named.get(id(tensor), (None, None))[0]
 
     # -- calls of modules ----------------------------------------------------------
 
