@@ -66,9 +66,6 @@ class _Proxy(fx.Proxy):
         own: Any = self  # fx gives it its operators later
         return iter([own[i] for i in range(count)])
 
-    def __getattr__(self, name: str) -> Any:
-        return _Attribute(self, name)
-
     def __len__(self) -> int:
         """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
         value = self.tracer.concrete(self.node)
@@ -81,13 +78,7 @@ class _Proxy(fx.Proxy):
 
 
 class _Attribute(_Proxy, fx.proxy.Attribute):
-    """An attribute or method of a traced value."""
-
-
-class _Attribute(fx.proxy.Attribute):
-    """An attribute of a traced value, such as its shape."""
-
-    __iter__ = _Proxy.__iter__
+    """An attribute of a traced value, such as its shape, or a method."""
 
 
 class Tracer(Recorder):

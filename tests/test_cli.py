@@ -320,5 +320,6 @@ def test_a_model_that_is_no_graph_grows_as_its_class_and_says_so(folder):
         "-o",
         "c.safetensors",
     )
-    assert "It grew as its own class: no graph of Counting" in " ".join(run(*arguments).stdout.split())
+    said = " ".join(run(*arguments).stdout.split())
+    assert "It grew as its own class: no graph of Counting" in said
     assert run_json(*arguments, "--force")["emit"] == "module"

@@ -25,13 +25,13 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * each, width)
 
     def forward(self, x):
-        *_, h = *x.shape, self.heads
+        b, n, _, h = *x.shape, self.heads
         x = self.norm(x)
         q = einops.rearrange(self.to_q(x), "b n (h d) -> b h n d", h=h)
         k, v = einops.rearrange(self.to_kv(x), "b n (two h d) -> two b h n d", two=2, h=h)
         scores = einops.einsum(q, k, "b h i d, b h j d -> b h i j") * self.scale
         out = torch.einsum("bhij,bhjd->bhid", scores.softmax(-1), v)
-        out = einops.rearrange(out, "... h n d -> ... n (h d)")
+        out = einops.rearrange(out, "... h n d -> ... n (h d)", n=n).view(b, n, -1)
         return self.to_out(out)
 
 
