@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "downstream.json"
 FORMS = ("graph", "module")
 COMPILED = ("densenet", "timm_vit", "hf_bert")  # with the default backend, which is slow
 
-# ruff: noqa: E501
+# ruff: noqa: E501 -- lines of a table
 PAGE = """# After growth
 
 Written by `benchmarks/downstream.py` ({versions}); do not edit.
@@ -103,7 +103,10 @@ def measure_here(name, wanted):
     torch.set_num_threads(1)
     library, model, example = usage_models.build(name)
     result = {"library": library, "params": sum(p.numel() for p in model.parameters())}
-    other = lambda: usage_models.build(name, 1)[1]  # noqa: E731
+
+    def other():
+        return usage_models.build(name, 1)[1]
+
     original = usage.Subject(model, example, library, again=other)
     result["original"] = _made(usage, original, wanted, "original")
     inspection = fxgrow.inspect(model, example)

@@ -234,7 +234,7 @@ SMALL = {
 
 
 def hugging_face(name):
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="its models are what is tested")
     tokens = {"input_ids": torch.arange(12).view(2, 6)}
     if name == "bert":
         config = transformers.BertConfig(vocab_size=32, max_position_embeddings=16, **SMALL)
