@@ -143,12 +143,14 @@ def result_of(name, options):
     return result
 
 
-def catalogue():
-    """Names of all models of the zoos."""
+def catalogue(patterns):
+    """Names of all models of the zoos; those of further libraries where they are asked for."""
     tests_first()
     import zoo_models
+    from zoo_others import others
 
-    return zoo_models.names()
+    asked = [z for z in others() if any(p.startswith(f"{z}:") for p in patterns)]
+    return [*zoo_models.names(), *(n for z in asked for n in zoo_models.names(z))]
 
 
 def merged(names, options):
@@ -160,12 +162,15 @@ def merged(names, options):
             result = json.loads(path.read_text(encoding="utf-8"))
             if is_right(result) or not (name in known and is_right(known[name])):
                 known[name] = {**result, "name": name}
-    return [known[name] for name in names if name in known]
+    listed = [known.pop(name) for name in names if name in known]
+    return [*listed, *(known[name] for name in sorted(known))]  # of further libraries
 
 
 def arguments(given=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", help="patterns, e.g. 'timm:*'; all by default")
+    parser.add_argument(
+        "models", nargs="*", help="patterns, e.g. 'timm:*', 'smp:*'; by default all"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds a model")
     parser.add_argument("--singles", type=int, help="groups to grow alone; all by default")
@@ -188,7 +193,7 @@ def main():
     if options.one_peer:
         print(json.dumps(peer_here(options.one_peer)))
         return 0
-    names = catalogue()
+    names = catalogue(options.models)
     chosen = [n for n in names if any(fnmatchcase(n, p) for p in options.models or ["*"])]
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // options.jobs, 1)))
     with ThreadPoolExecutor(options.jobs) as pool:

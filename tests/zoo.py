@@ -166,6 +166,10 @@ def _trained(outcome, model, example):
         gc.collect()
         again = _untrained(outcome, model, inspection, example, seed=1)
         problems = [problem for problem in problems if problem in again]
+    if problems:
+        gc.collect()
+        without = idle(model, example)
+        problems = [p for p in problems if not any(f": {name}[" in p for name in without)]
     outcome.trained = True
     outcome.wrong += problems
 
@@ -178,6 +182,15 @@ def _untrained(outcome, model, inspection, example, seed):
     if not outcome.loss[1] < outcome.loss[0]:
         problems.append(f"the loss does not fall: {outcome.loss[0]:.4g}, {outcome.loss[1]:.4g}")
     return problems
+
+
+def idle(model, example):
+    """Parameters without any gradient before growth: here, none of a detector's boxes fit them."""
+    backward(model, example)
+    named = model.named_parameters(remove_duplicate=False)
+    found = {name for name, p in named if p.grad is None or not p.grad.any()}
+    model.zero_grad()
+    return found
 
 
 def falling(module, example):
