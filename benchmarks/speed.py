@@ -240,10 +240,10 @@ def line(row):
     return f"{row['model']}: {row['operations']} ops, ms {times}, {end}"
 
 
-def slope(rows):
+def slope(rows, what="inspect"):
     """Exponent of a power law fitted to seconds over operations."""
     from math import log
 
     xs = [log(row["operations"]) for row in rows]
-    ys = [log(row["inspect"]["seconds"]) for row in rows]
+    ys = [log(row[what]["seconds"]) for row in rows]
     return statistics.linear_regression(xs, ys).slope

@@ -19,27 +19,39 @@ __all__ = ["Census", "slots_by_group"]
 class Census(Protocol):
     """Labels laid out axis by axis.
 
-    Attributes
-    ----------
-    axes : list of (str, int)
-    labels, axis_of, places : numpy.ndarray
-        Labels of all axes one after the other; of each, the index of its axis and its position.
-    roots, frozen_by : numpy.ndarray
-        Root of every label; index of what freezes a root, -1 for nothing.
+    ``labels`` are those of all axes, one after the other; ``axis_of`` and ``places`` go with
+    them. ``frozen_by`` is -1 for roots that nothing freezes.
     """
 
     @property
-    def axes(self) -> list[Axis]: ...  # noqa: D102 -- told above
+    def axes(self) -> list[Axis]:
+        """Axes in order."""
+        ...
+
     @property
-    def labels(self) -> Labels: ...  # noqa: D102 -- told above
+    def labels(self) -> Labels:
+        """Labels of all axes."""
+        ...
+
     @property
-    def axis_of(self) -> Labels: ...  # noqa: D102 -- told above
+    def axis_of(self) -> Labels:
+        """Index of each label's axis."""
+        ...
+
     @property
-    def places(self) -> Labels: ...  # noqa: D102 -- told above
+    def places(self) -> Labels:
+        """Position of each label."""
+        ...
+
     @property
-    def roots(self) -> Labels: ...  # noqa: D102 -- told above
+    def roots(self) -> Labels:
+        """Root of every label."""
+        ...
+
     @property
-    def frozen_by(self) -> Labels: ...  # noqa: D102 -- told above
+    def frozen_by(self) -> Labels:
+        """Index of what freezes a root."""
+        ...
 
 
 def slots_by_group(
