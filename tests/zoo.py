@@ -92,6 +92,7 @@ def telling(outs):
         for out in outs
         if out.ndim and len(out) > 1
     ]
+    differ += [bool(out.max() > out.min()) for out in outs if out.ndim and len(out) == 1]
     losses = [bool(out.any()) for out in outs if not out.ndim]
     return all(bool(out.isfinite().all()) for out in outs) and any(differ + losses)
 
