@@ -163,7 +163,9 @@ def merged(names, options):
             result = json.loads(path.read_text(encoding="utf-8"))
             if is_right(result) or not (name in known and is_right(known[name])):
                 known[name] = {**result, "name": name}
-    known = json.loads(re.sub(r"/[^ \"]*/site-packages/", "", json.dumps(known)))  # of a machine
+    known = json.loads(
+        re.sub(r"/[^ \"]*/(?=[\w.-]+/[\w.-]+\.py)", "", json.dumps(known))
+    )  # of a machine
     listed = [known.pop(name) for name in names if name in known]
     return [*listed, *(known[name] for name in sorted(known))]  # of further libraries
 
