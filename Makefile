@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-test
-	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not zoo" $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not zoo" $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
