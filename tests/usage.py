@@ -40,7 +40,7 @@ class Subject:
 
     model: nn.Module
     example: Any
-    library: str = ""
+    origin: str = ""
     original: nn.Module | None = None
     growth: Any = None
     again: Callable[[], nn.Module] | None = None  # builds the same shapes with other values
@@ -487,7 +487,7 @@ def methods(subject):
     """What the library's own classes can do."""
     if subject.growth is not None and subject.growth.report["emit"] == "graph":
         raise NotApplicable("a graph has no methods of the class")
-    return METHODS[subject.library](subject)
+    return METHODS[subject.origin](subject)
 
 
 CHECKS = {

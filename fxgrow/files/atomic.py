@@ -121,7 +121,7 @@ def _put(new: Path, target: Path, *, replace: bool) -> None:
     target.rename(old)
     try:
         new.rename(target)
-    except BaseException:
+    except BaseException:  # an interrupt, too: the old folder is put back
         old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
