@@ -129,8 +129,8 @@ def test_noise():
 def test_candidate_counts():
     _, grown = mlp((8, 40), (1, 1))
     wide, heads = ungrown(grown[1], params=10), ungrown(grown[0], params=100, rows=4, multiple=3)
-    assert candidate_count([wide, heads], 12) == {"h1": 24, "h0": 6}
-    assert candidate_count([wide, heads], 100) == {"h1": 40, "h0": 6}
+    assert candidate_count([wide, heads], 12) == {"h1": 15, "h0": 6}  # as many units buy more
+    assert candidate_count([wide, heads], 100) == {"h1": 125, "h0": 48}
     assert candidate_count([wide, heads], 100, "paper") == {"h1": 200, "h0": 48}
     assert candidate_count([wide, heads], 100, 5) == {"h1": 5, "h0": 3}
     assert candidate_count([wide, heads], 60, unit="params") == {"h1": 12}
