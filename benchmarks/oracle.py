@@ -82,14 +82,14 @@ def true_gains(net, train_data, valid, names, epochs):
 
 
 def closed_form(net, data, names, seed):
-    """Gradient of the outgoing entries of active rows, nothing trained: squared norms, halves.
+    """Gradient of the outgoing entries of active rows, nothing trained: signal, and per noise.
 
-    The product of the means over two halves of the batches has no bias by noise.
+    The product of the sums over two halves of the batches has no bias by noise.
     """
     growth = grown(net, data, dict.fromkeys(names, ADDED), seed)
     tensors = dict(growth.module.named_parameters())
     growth.module.train()
-    sums = {group.name: [0.0, 0.0] for group in growth.groups}
+    sums = {group.name: [0.0, 0.0, 0.0] for group in growth.groups}
     for number, (x, y) in enumerate(loader(data, BATCH, seed)):
         growth.module.zero_grad()
         F.cross_entropy(growth.module(x), y).backward()
@@ -100,8 +100,11 @@ def closed_form(net, data, names, seed):
                 if s.role == "consumer" and s.tensor in tensors
             ]
             flat = torch.cat([part.reshape(-1) for part in parts])
-            sums[group.name][number % 2] = sums[group.name][number % 2] + flat.double()
-    return {name: float((a * b).sum()) for name, (a, b) in sums.items()}
+            sums[group.name][number % 2] += flat.double()
+            sums[group.name][2] += flat.double() ** 2
+    squared = {name: float((a * b).sum()) for name, (a, b, _) in sums.items()}
+    noise = {name: float((a * b / (c + 1e-16)).sum()) for name, (a, b, c) in sums.items()}
+    return squared, noise
 
 
 def measured(net, data, groups, seed):
@@ -115,11 +118,13 @@ def measured(net, data, groups, seed):
         )[1]
         return {name: float(found.counts.get(name, 0)) for name in names}
 
+    squared, per_noise = closed_form(net, data, names, seed)
     return {
         "gain": counts("gain"),
         "svod": counts("svod"),
         "svod, as published (2K candidates)": counts("svod", candidates="paper"),
-        "closed form": closed_form(net, data, names, seed),
+        "closed form": squared,
+        "closed form, signal to noise": per_noise,
         "random": counts("random"),
         "narrowest first": {group.name: 1 / group.width for group in groups},
     }
@@ -211,7 +216,8 @@ networks:
 
 `gain` is `distributor="gain"` ([concepts](concepts.md)); `svod` the vote with as many candidates
 in every group as it takes for four times the budget, `as published` with 2K in every group;
-`closed form` the squared gradient of new outgoing entries without any training.
+`closed form` the squared gradient of new outgoing entries without any training, `signal to
+noise` the same over its second moment, entry by entry.
 """
 
 
