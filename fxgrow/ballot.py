@@ -13,6 +13,9 @@ from .plan import price
 
 Candidates = Literal["auto", "paper"] | int
 
+SHARE = 4
+"""By default one candidate stands for so many units of a group."""
+
 
 def candidate_count(
     groups: Sequence[Group],
@@ -30,8 +33,9 @@ def candidate_count(
     budget : float
         The budget K, in ``unit``.
     candidates : {"auto", "paper"} or int
-        ``"paper"``: what 2K buys. ``"auto"``: the same, but at most the group's width
-        (the clone of the paper grows quadratically in K). A number: that many units.
+        ``"paper"``: what 2K buys, for every group (the clone grows quadratically in K).
+        ``"auto"``: a quarter of the group's width, or the group's even share of 2K where
+        that is more; at most the group's width and what 2K buys. A number: that many units.
     unit : {"neurons", "params", "flops"}
         What the budget counts.
 
@@ -61,13 +65,15 @@ def candidate_count(
             f"a budget of {budget:g} {unit} buys nothing: the cheapest step is one of "
             f"{cheapest!r} for {steps[cheapest]} {unit}"
         )
-    counts = {}
-    for group in groups:
-        if not 0 < steps.get(group.name, 0) <= budget:
-            continue  # frozen, free in this unit, or too dear
+    standing = [g for g in groups if 0 < steps.get(g.name, 0) <= budget]
+    counts = {}  # the others are frozen, free in this unit, or too dear
+    for group in standing:
         units = candidates if isinstance(candidates, int) else int(2 * budget // price(group, unit))
         if candidates == "auto":
-            units = min(units, group.width)
+            # a clone that is wider by a quarter costs about 1.25 ** 2 steps; small models, which
+            # cost next to nothing, get enough candidates to tell the groups apart
+            share = max(-(-group.width // SHARE), -(-units // len(standing)))
+            units = min(units, group.width, share)
         counts[group.name] = max(1, units // group.multiple_of) * group.multiple_of
     return counts
 

@@ -260,6 +260,7 @@ def votes_on(
         budget=budget,
         unit=unit,
         seed=seed,
+        own_pass=candidates == "paper",
         progress=progress,
         mean=mean,
     )
