@@ -238,46 +238,49 @@ class Layer(nn.Sequential):
             super().__init__(nn.Conv2d(14, width, 3), nn.ReLU(), *tail)
 
 
-def sweep(kind, count, coupling, width):
-    """Adjusting of one layer that doubles."""
-    torch.manual_seed(0)
-    x = torch.randn(8, 128) if kind == "linear" else torch.randn(8, 14, 4, 4)
-    return adjusted(Layer(kind, width), (x, torch.randint(10, (8,))), count, coupling, width)
+def sweep(kind, coupling):
+    """Adjusting of one layer of several widths, each of which doubles."""
+    found = {}
+    for width in WIDTHS[coupling]:
+        torch.manual_seed(0)
+        x = torch.randn(8, 128) if kind == "linear" else torch.randn(8, 14, 4, 4)
+        data = x, torch.randint(10, (8,))
+        count = 20 if coupling == "laplacian" else 4
+        found[width] = adjusted(Layer(kind, width), data, count, coupling, width)
+    return found
 
 
 def cases():
     """All figures: name to function and arguments."""
     found = {}
     for model in MODELS:
-        found[f"{model}/vote"] = (voting, (model, 6, "auto"))
-        found[f"{model}/adjust laplacian"] = (adjusting, (model, 8, "laplacian"))
-        first = (model, 8, "laplacian", BUDGET, False)
+        found[f"{model}/vote"] = (voting, (model, 5, "auto"))
+        found[f"{model}/adjust laplacian"] = (adjusting, (model, 6, "laplacian"))
+        first = (model, 6, "laplacian", BUDGET, False)
         found[f"{model}/adjust laplacian, first group"] = (adjusting, first)
     for kind in ("linear", "conv"):
-        for coupling, widths in WIDTHS.items():
-            for width in widths:
-                count = 30 if coupling == "laplacian" else 5
-                found[f"{kind}/{coupling}, {width}"] = (sweep, (kind, count, coupling, width))
+        for coupling in WIDTHS:
+            found[f"{kind}/{coupling}"] = (sweep, (kind, coupling))
     for model in MODELS:
         for added in DENSE[model]:
-            found[f"{model}/adjust dense, {added}"] = (adjusting, (model, 4, "dense", added))
-        found[f"{model}/adjust pairwise"] = (adjusting, (model, 3, "pairwise"))
+            found[f"{model}/adjust dense, {added}"] = (adjusting, (model, 3, "dense", added))
+        found[f"{model}/adjust pairwise"] = (adjusting, (model, 2, "pairwise"))
         for budget in PUBLISHED:
             found[f"{model}/vote as published, {budget}"] = (
-                voting, (model, 3, "paper", budget, False),
+                voting, (model, 2, "paper", budget, False),
             )  # fmt: skip
     return found
 
 
 DENSE = {"resnet50": (4, 8), "vit": (32, 64)}
 """New units whose couplings fit into the memory."""
-PUBLISHED = (64, 128, 256)
+PUBLISHED = (32, 64, 128)
 """Budgets whose clones do."""
 LIMIT = 900
 """Seconds for one figure."""
 WIDTHS = {
     "laplacian": (256, 512, 1024, 2048, 4096, 8192),
-    "pairwise": (256, 512, 1024, 2048),
+    "pairwise": (128, 256, 512, 1024),
     "dense": (64, 128, 256, 512),
 }
 
