@@ -35,9 +35,9 @@ def candidate_count(
         The budget K, in ``unit``.
     candidates : {"auto", "paper"} or int
         ``"paper"``: what 2K buys. ``"auto"``: the same, but no more than it takes for four
-        times the budget to stand in all (the clone of the paper grows quadratically in K),
-        and as many in every group, or groups with more candidates win more votes. A number:
-        that many units.
+        times the budget to stand in all, so that the clone costs about as much as the model
+        (that of the paper grows quadratically in K); at least eight; and as many in every
+        group, or groups with more candidates win more votes. A number: that many units.
     unit : {"neurons", "params", "flops"}
         What the budget counts.
 
@@ -69,8 +69,8 @@ def candidate_count(
         )
     # neither frozen, nor free in this unit, nor too dear
     standing = [group for group in groups if 0 < steps.get(group.name, 0) <= budget]
-    bought = [budget / price(group, unit) for group in standing]
-    enough = max(FEWEST, math.ceil(4 * sum(bought) / max(1, len(bought)) ** 2))
+    total = sum(price(group, unit) for group in standing)
+    enough = max(FEWEST, math.ceil(4 * budget / max(1, total)))
     counts = {}
     for group in standing:
         units = candidates if isinstance(candidates, int) else int(2 * budget // price(group, unit))

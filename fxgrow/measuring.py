@@ -70,6 +70,7 @@ def votes_on(
         raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
     emit = "module" if inspection.analysis.traced.obstacle else "graph"
     clone = rewrite(model, inspection, counts, seed=seed, emit=emit)
+    published = {"own_pass": True} if chosen == "paper" and distributor == "svod" else {}
     return MEASURES[distributor](
         clone.module,
         clone.groups,
@@ -81,4 +82,5 @@ def votes_on(
         seed=seed,
         progress=progress,
         mean=mean,
+        **published,
     )
