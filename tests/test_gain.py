@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -134,10 +136,10 @@ def test_shares():
     assert sum(one.values()) == pytest.approx(1000, abs=len(names))
     alike = {g.name: np.array([-1.0]) for g in groups}
     shares = share_by_gain(alike, groups, uniform=0)
-    for a, b in zip(groups, groups[1:], strict=False):
+    for a, b in pairwise(groups):
         assert shares[a.name] * a.width == pytest.approx(shares[b.name] * b.width, rel=0.05)
     paid = share_by_gain(alike, groups, "params", uniform=0)
-    for a, b in zip(groups, groups[1:], strict=False):
+    for a, b in pairwise(groups):
         costs = [g.width * g.params_per_unit for g in (a, b)]
         assert paid[a.name] * costs[0] == pytest.approx(paid[b.name] * costs[1], rel=0.05)
 
