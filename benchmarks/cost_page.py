@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from cost import BATCH, BUDGET, DENSE, MODELS, PUBLISHED, ROOT, SIZE, WIDTHS
+from cost import BATCH, BUDGET, MODELS, PUBLISHED, ROOT, SIZE, WIDTHS
 
 TEXT = """# Cost of voting and adjusting
 
@@ -48,10 +48,11 @@ clone.
 
 The published vote has 2K candidates in every layer and a second pass over the data; the published
 coupling stores a vector for each pair of a new and an old row, with two moments of Adam and a
-gradient. At a budget of {budget} neither fits into the memory here. *Extrapolated*: for the vote
-the parabola through the ratios of {published} neurons (a clone grows quadratically), for dense
-couplings a line through what {dense} new units take (D grows linearly with the new units).
-Everything else is measured. `pairwise` has the dynamics of dense couplings without storing them.
+gradient. At a budget of {budget} neither fits into the memory here, so those figures are
+*extrapolated*: for the vote, by the parabola through the ratios at {published} neurons (a clone
+grows quadratically); for pairs of rows, from time and bytes of one entry of D in the largest layer
+of the last section, times the entries that D has in the model's widest group. Everything else is
+measured. `pairwise` has the dynamics of dense couplings without storing them.
 
 | model | what | new units | ratio, processor | extra, MB | |
 |---|---|--:|--:|--:|---|
@@ -73,6 +74,7 @@ bytes as above. The exponent is that of n + k, fitted to the three largest; 1 is
 """
 
 NAMES = {"resnet50": "resnet50", "vit": "ViT, 12 layers"}
+KIND = {"resnet50": "conv", "vit": "linear"}
 WHAT = {
     "vote": ("vote", 2.0),
     "adjust laplacian": ("adjust, widest group", 1.2),
@@ -176,30 +178,22 @@ def _published_votes(found, model, title):
 
 
 def _couplings(found, model, title):
-    lines = []
-    for what in ("laplacian", "pairwise"):
-        figure = good(found, f"{model}/adjust {what}")
-        if figure:
-            lines.append(_coupling(title, f"adjust, {what}", BUDGET, figure, ""))
-    points = []
-    for added in DENSE[model]:
-        figure = good(found, f"{model}/adjust dense, {added}")
-        if figure:
-            points.append((added, figure))
-            lines.append(_coupling(title, "adjust, dense", added, figure, ""))
-    if len(points) == 2:
-        (a, one), (b, two) = points
-        far = {
-            key: one[key] + (two[key] - one[key]) * (BUDGET - a) / (b - a)
-            for key in ("ratio_cpu", "extra_bytes")
-        }
-        lines.append(_coupling(title, "adjust, dense", BUDGET, far, "extrapolated"))
+    figure = good(found, f"{model}/adjust laplacian")
+    if not figure:
+        return []
+    extra = f"{figure['extra_bytes'] / MB:.0f}"
+    lines = [f"| {title} | adjust, default | {BUDGET} | {figure['ratio_cpu']:.2f} | {extra} | |"]
+    for coupling in ("pairwise", "dense"):
+        layers = good(found, f"{KIND[model]}/{coupling}")
+        if layers:
+            layer = layers[str(WIDTHS[coupling][-1])]
+            scale = figure["pairs_entries"] / layer["pairs_entries"]
+            ratio = scale * layer["own_cpu"] / figure["plain_cpu"]
+            # pairwise holds a chunk of D at a time, whatever the layer
+            extra = f"{scale * layer['extra_bytes'] / MB:.0f}" if coupling == "dense" else ""
+            cells = f"adjust, {coupling} | {BUDGET} | {ratio:.0f} | {extra} | extrapolated"
+            lines.append(f"| {title} | {cells} |")
     return lines
-
-
-def _coupling(title, what, new, figure, remark):
-    ratio, extra = figure["ratio_cpu"], figure["extra_bytes"] / MB
-    return f"| {title} | {what} | {new} | {ratio:.2f} | {extra:.0f} | {remark} |"
 
 
 def sweeps(found):
@@ -235,11 +229,10 @@ def words(numbers):
 def write(found):
     """Write the page."""
     sweep, exponents = sweeps(found)
-    dense = "; ".join(f"{words(DENSE[model])} ({NAMES[model]})" for model in MODELS)
     text = TEXT.format(
         batch=BATCH, size=SIZE, budget=BUDGET, torch=torch.__version__.split("+")[0],
         time=rows(found, time_cells), memory=rows(found, memory_cells), verdict=verdict(found),
-        once=once(found), published=words(PUBLISHED), dense=dense,
+        once=once(found), published=words(PUBLISHED),
         published_rows=published(found), sweep=sweep, exponents=exponents,
     )  # fmt: skip
     (ROOT / "docs" / "cost.md").write_text(text, encoding="utf-8")
