@@ -201,7 +201,7 @@ def _tied(analysis: Analysis, group: Group) -> bool:
 
 def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
     """Give a group that is normalised over its units a recipe that keeps the norms."""
-    held = _held(analysis, group.slots, copies=True)
+    held = _held(analysis, group.slots, copies=True, products=False)
     stream = judge(analysis, group.slots, mixed) if held is None else None
     if stream is not None:
         slots = tuple(
@@ -273,11 +273,14 @@ def _finish(
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
 
 
-def _held(analysis: Analysis, slots: Iterable[Slot], *, copies: bool) -> Reason | None:
-    """Find weights that are normalised over the units."""
-    rigid = analysis.state.book.weights.rigid
+def _held(
+    analysis: Analysis, slots: Iterable[Slot], *, copies: bool, products: bool = True
+) -> Reason | None:
+    """Find weights that are normalised over the units (``products``: multiplied along them)."""
+    weights = analysis.state.book.weights
+    fixed = weights.factors | weights.rigid if products else weights.rigid
     for slot in slots:
-        where = rigid.get((slot.tensor, slot.dim))
+        where = fixed.get((slot.tensor, slot.dim))
         if where is not None and (slot.role != "consumer" or copies):
             return _reason("weight_norm", where)
     return None

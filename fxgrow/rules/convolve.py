@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..flows import Flow
     from ..propagate import Call, Propagation
 
 
@@ -133,10 +134,11 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     grid = rows.reshape(groups, -1)
     if grid.shape[1] > 1:
         state.book.unite(grid, grid[:, :1])
-    met = False
+    met, flows = False, []
     for plane in state.planes(x):
         if 1 in plane.dims:
             met = True
+            flows.append(plane.flow)
             spatial = [1] * (x.ndim - 2)
             target = grid[:, :1].reshape(1, groups, 1, *spatial)
             shape = plane.labels.shape
@@ -148,7 +150,17 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     labels = rows.reshape(1, channels, *[1] * (x.ndim - 2))
     kept = [p for p in state.planes(x) if p.dims == (0,)]
     zero = tuple(a for p in planes if p.dims == (0,) for a in p.zero)
-    return [Plane(labels, zero), *kept]
+    return [Plane(labels, zero, _depthwise(state, call, planes, flows)), *kept]
+
+
+def _depthwise(
+    state: Propagation, call: Call, planes: Sequence[Plane], flows: list[Flow | None]
+) -> Flow | None:
+    """Flow of channels that a kernel of their own each is multiplied with."""
+    if call.args[1].shape[1] > 1 or call.args[6] or len(flows) != 1:
+        return None
+    own = [plane.flow for plane in planes if plane.dims == (0,)]
+    return state.book.flow(product, [*flows, *own]) if len(own) == 1 else None
 
 
 def _inside(state: Propagation, x: torch.Tensor, planes: Sequence[Plane]) -> bool:

@@ -1,0 +1,95 @@
+"""Small forms of what architectures of the zoos do: exact, and everything new trains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import doubled, errors, randomised, step, untrained
+from torch import nn
+
+import fxgrow
+from fxgrow.rewrite import rewrite
+
+EXACT = 1e-10
+
+
+class Factors(nn.Module):
+    """Both factors of a product are rows of one depthwise convolution (EfficientViM)."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Conv1d(6, 12, 1, bias=False)
+        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False)
+        self.mix = nn.Conv1d(6, 6, 1, bias=False)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        flat = x.flatten(2)
+        rows = self.depthwise(self.project(flat).reshape(x.shape[0], -1, 4, 4)).flatten(2)
+        a, b, c = rows.chunk(3, dim=1)
+        state = flat @ (a.softmax(-1) * b).transpose(-2, -1)
+        state = self.mix(state)
+        return self.head(((state * F.silu(state) + state) @ c).mean(-1))
+
+
+class TalkingHeads(nn.Module):
+    """Attention of every head is mixed with that of the others, after the softmax (CaiT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.kv = nn.Linear(6, 12), nn.Linear(6, 24)
+        self.mix = nn.Parameter(torch.randn(3, 3))
+        self.out = nn.Linear(12, 5)
+
+    def forward(self, x):
+        parts = (self.q(x), *self.kv(x).chunk(2, dim=-1))
+        q, k, v = (t.unflatten(-1, (3, 4)).transpose(1, 2) for t in parts)
+        scores = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
+        scores = torch.einsum("bhij,hg->bgij", scores, self.mix)
+        out = torch.einsum("bhij,bhjd->bhid", scores, v)
+        return self.out(out.transpose(1, 2).flatten(2)).mean(1)
+
+
+class ClassToken(nn.Module):
+    """Queries are made of a parameter alone: weights multiplied with weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm, self.last = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.q, self.kv = nn.Linear(8, 4, bias=False), nn.Linear(8, 8)
+        self.out, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        token = self.token.repeat(x.shape[0], 1, 1)
+        k, v = self.kv(self.norm(self.embed(x))).chunk(2, dim=-1)
+        attended = (self.q(self.norm(token)) @ k.transpose(1, 2)).softmax(-1) @ v
+        return self.head(self.last(token + self.out(attended)).mean(1))
+
+
+MODELS = {  # what builds it, its input, layers that have to grow
+    "factors of one convolution": (Factors, (2, 6, 4, 4), {"project", "mix"}),
+    "talking heads": (TalkingHeads, (2, 5, 6), {"kv", "q"}),
+    "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
+}
+
+
+def built(name):
+    make, shape, layers = MODELS[name]
+    torch.manual_seed(0)
+    return randomised(make()), doubled(torch.randn(shape)), layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_grows_exactly_and_trains(name):
+    model, example, layers = built(name)
+    inspection = fxgrow.inspect(model, example)
+    assert layers <= {layer for group in inspection.groups for layer in group.layers}
+    for group in inspection.groups:
+        grown = rewrite(model, inspection, {group.name: step(group, 1)})
+        assert max(errors(model, grown.module, example)) <= EXACT, group.name
+    grown = rewrite(model, inspection, {g.name: step(g, 2) for g in inspection.groups})
+    assert max(errors(model, grown.module, example)) <= EXACT
+    assert untrained(grown.module, grown.groups, example) == []
