@@ -69,9 +69,43 @@ class ClassToken(nn.Module):
         return self.head(self.last(token + self.out(attended)).mean(1))
 
 
+class Leftover(nn.Module):
+    """What rotation leaves of a head is nothing, of every head (RvT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(6, 12)
+        self.register_buffer("angles", torch.rand(5, 4))
+        self.out = nn.Linear(12, 5)
+        self.heads = 3
+
+    def forward(self, x):
+        parts = (layer(x) for layer in (self.q, self.k, self.v))
+        q, k, v = (t.unflatten(-1, (self.heads, 4)).transpose(1, 2).flatten(0, 1) for t in parts)
+        size = self.angles.shape[-1]
+        q, k = (torch.cat((t[..., :size] * self.angles, t[..., size:]), -1) for t in (q, k))
+        out = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        out = out.unflatten(0, (-1, self.heads)).transpose(1, 2)
+        return self.out(out.flatten(2)).mean(1)
+
+
+class Windows(nn.Module):
+    """Attention between windows has a mask of five axes, made by the model's code (Swin)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6, 4)
+        self.register_buffer("mask", torch.rand(2, 4, 4))
+
+    def forward(self, x):
+        windows = self.rows(x).flatten(2).unflatten(2, (2, 1, 4, 4))
+        return self.head((windows + self.mask[:, None].unsqueeze(0)).mean((2, 3, 4, 5)))
+
+
 MODELS = {  # what builds it, its input, layers that have to grow
     "factors of one convolution": (Factors, (2, 6, 4, 4), {"project", "mix"}),
     "talking heads": (TalkingHeads, (2, 5, 6), {"kv", "q"}),
+    "nothing left of heads": (Leftover, (2, 5, 6), {"q", "v"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 
@@ -93,3 +127,14 @@ def test_grows_exactly_and_trains(name):
     grown = rewrite(model, inspection, {g.name: step(g, 2) for g in inspection.groups})
     assert max(errors(model, grown.module, example)) <= EXACT
     assert untrained(grown.module, grown.groups, example) == []
+
+
+def test_constants_have_no_memory_format():
+    """What a forward computes becomes a buffer, which is no image: it is in nobody's way."""
+    torch.manual_seed(0)
+    model, example = Windows(), torch.randn(2, 3, 4, 8)
+    growth = fxgrow.widen(model, example, {"rows": 2})
+    assert any(b.ndim == 5 for n, b in growth.module.named_buffers() if n.startswith("_tensor"))
+    moved = growth.module.to(memory_format=torch.channels_last)
+    assert max(errors(model, moved, example)) <= 1e-5
+    assert next(moved.parameters()).is_contiguous(memory_format=torch.channels_last)
