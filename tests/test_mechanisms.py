@@ -89,6 +89,19 @@ class Leftover(nn.Module):
         return self.out(out.flatten(2)).mean(1)
 
 
+class Aggregate(nn.Module):
+    """A convolution over a stack of outputs; its channels are the outputs (CoaT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.ModuleList(nn.Linear(6, 8) for _ in range(3))
+        self.aggregate, self.head = nn.Conv1d(3, 1, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        stacked = torch.stack([layer(x) for layer in self.rows], dim=1)
+        return self.head(self.aggregate(stacked).squeeze(1))
+
+
 class Windows(nn.Module):
     """Attention between windows has a mask of five axes, made by the model's code (Swin)."""
 
@@ -106,6 +119,7 @@ MODELS = {  # what builds it, its input, layers that have to grow
     "factors of one convolution": (Factors, (2, 6, 4, 4), {"project", "mix"}),
     "talking heads": (TalkingHeads, (2, 5, 6), {"kv", "q"}),
     "nothing left of heads": (Leftover, (2, 5, 6), {"q", "v"}),
+    "stack of outputs": (Aggregate, (2, 6), {"rows.0", "rows.2"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 

@@ -50,9 +50,9 @@ def _dense_convolution(
 ) -> list[Plane]:
     """Virtual tensor: batch, out channel, in channel, space.
 
-    A channel's units along space become one. Units along space alone stay what they are under
-    kernels of one; larger ones mix them. ``given``: planes of the input, where they are not
-    its own.
+    A channel's units along space become one. Units along space alone, or of more kinds than
+    there are channels, stay what they are under kernels of one; larger ones mix them.
+    ``given``: planes of the input, where they are not its own.
     """
     x, weight = call.args[:2]
     spatial = x.ndim - 2
@@ -73,7 +73,7 @@ def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[P
     """Planes of a convolution's input, such that none varies along channels and space."""
     kept = []
     for plane in planes:
-        if all(d < 2 for d in plane.dims):
+        if all(d < 2 for d in plane.dims) or (_pointwise(call) and _stacked(state, plane)):
             kept.append(plane)
         elif 1 in plane.dims:
             first = plane.labels[(slice(None), slice(None), *[slice(1)] * (plane.labels.ndim - 2))]
@@ -84,6 +84,17 @@ def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[P
         else:
             state.freeze([plane], "kernel", call.name)
     return kept
+
+
+def _stacked(state: Propagation, plane: Plane) -> bool:
+    """Whether all positions in space are units of their own, and more than there are channels.
+
+    So they are where outputs lie in a stack, whose dimension is taken for that of channels.
+    """
+    if 1 not in plane.dims:
+        return False
+    roots = state.book.find(plane.labels[0]).reshape(plane.labels.shape[1], -1)
+    return roots.shape[1] > roots.shape[0] and len(np.unique(roots[0])) == roots.shape[1]
 
 
 def _pointwise(call: Call) -> bool:
