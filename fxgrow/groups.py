@@ -18,7 +18,7 @@ from .messages import MESSAGES
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
-from .streams import Mixed, judge
+from .streams import Mixed, judge, variances
 from .walks import named_parameters
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 Hashes = npt.NDArray[np.uint64]
 
-# Reductions over the channels that do not change when every channel is repeated.
-COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin"}
+# Reductions over the channels that do not change when every channel is repeated (a variance:
+# once its correction is made up for).
+COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin", "var"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,9 +210,11 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
             for slot, filling in zip(group.slots, stream.fillings, strict=True)
         )
         return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
-    if _tied(analysis, group):
-        held = _reason(mixed[0].mixing.code, mixed[0].mixing.where)
-    return replace(group, multiple_of=group.width, recipe="copies", reason=held)
+    norms = variances(mixed)
+    if _tied(analysis, group) or norms is None:
+        first = next((m for m in mixed if norms is None and m.mixing.code == "var"), mixed[0])
+        held = _reason(first.mixing.code, first.mixing.where)
+    return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
 
 def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:

@@ -102,6 +102,22 @@ class Aggregate(nn.Module):
         return self.head(self.aggregate(stacked).squeeze(1))
 
 
+class SimpleNorm(nn.Module):
+    """Division by the deviation over channels, written by hand (ConvNeXt)."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.stem, self.depthwise = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6)
+        self.gain = nn.Parameter(torch.randn(6))
+        self.rows, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.depthwise(self.stem(x)).permute(0, 2, 3, 1)
+        x = x * torch.rsqrt(self.how(x) + 1e-2) * self.gain
+        return self.head(self.rows(x).tanh()).mean((1, 2))
+
+
 class Windows(nn.Module):
     """Attention between windows has a mask of five axes, made by the model's code (Swin)."""
 
@@ -115,11 +131,23 @@ class Windows(nn.Module):
         return self.head((windows + self.mask[:, None].unsqueeze(0)).mean((2, 3, 4, 5)))
 
 
+_VARIANCES = (
+    lambda x: torch.var(x, dim=-1, keepdim=True),
+    lambda x: x.var(-1, False, keepdim=True),
+    lambda x: torch.var(x, dim=(-1,), correction=2, keepdim=True),
+    lambda x: x.var((1, 2, 3), keepdim=True),
+)
+
+
 MODELS = {  # what builds it, its input, layers that have to grow
     "factors of one convolution": (Factors, (2, 6, 4, 4), {"project", "mix"}),
     "talking heads": (TalkingHeads, (2, 5, 6), {"kv", "q"}),
     "nothing left of heads": (Leftover, (2, 5, 6), {"q", "v"}),
     "stack of outputs": (Aggregate, (2, 6), {"rows.0", "rows.2"}),
+    "variance": (lambda: SimpleNorm(_VARIANCES[0]), (2, 3, 5, 5), {"stem", "rows"}),
+    "biased variance": (lambda: SimpleNorm(_VARIANCES[1]), (2, 3, 5, 5), {"stem"}),
+    "variance, corrected": (lambda: SimpleNorm(_VARIANCES[2]), (2, 3, 5, 5), {"stem"}),
+    "variance in space": (lambda: SimpleNorm(_VARIANCES[3]), (2, 3, 5, 5), {"stem"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 
