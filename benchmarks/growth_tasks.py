@@ -1,7 +1,7 @@
 """Networks and data of the growth benchmark: small enough for two cores, real data.
 
 Scaled down, so that all arms, five seeds and six tasks take about an hour on one core: MNIST is
-its 10,000 test images; CIFAR-10 is 6,500 of its images (3,500 to train on) at half size, 16 x 16
+its 10,000 test images; CIFAR-10 is 6,000 of its images (3,000 to train on) at half size, 16 x 16
 (means of 2 x 2 pixels); networks are narrow, and train for tens of epochs in all. So accuracies
 compare arms; they are not those of these architectures.
 """
@@ -80,7 +80,7 @@ def mnist():
 
 
 @cache
-def cifar(sizes=(3500, 1000, 2000)):
+def cifar(sizes=(3000, 1000, 2000)):
     """A share of CIFAR-10's images at half size: to train on, to choose, to test."""
     from PIL import Image
 
@@ -199,8 +199,8 @@ TASKS = {
         Task("digits-mlp", "digits", MLP, (64, 8, 8, 8), (12, 16, 24), (15, 10), 32),
         Task("mnist-mlp", "mnist", MLP, (784, 12, 12, 12), (24, 36, 48), (8, 6), 64),
         Task("mnist-lopsided", "mnist", MLP, (784, 48, 3, 48), (12, 12, 12), (8, 6), 64),
-        Task("cifar-conv", "cifar", ConvTrunk, (8,) * 7, (28, 42, 56), (8, 4), 64, 3e-3),
-        Task("cifar-resnet", "cifar", ResNet, (8, 8, 8), (12, 18, 24), (4, 3), 64, 3e-3),
-        Task("cifar-vit", "cifar", ViT, (32, 24, 24), (16, 32, 48), (5, 4), 64, 2e-3),
+        Task("cifar-conv", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (8, 4), 64, 3e-3),
+        Task("cifar-resnet", "cifar", ResNet, (6, 6, 6), (6, 9, 12), (4, 3), 64, 3e-3),
+        Task("cifar-vit", "cifar", ViT, (24, 16, 16), (12, 20, 28), (5, 4), 64, 2e-3),
     )
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 UNITS = ("neurons", "params", "flops")
 DISTRIBUTORS = ("svod", "uniform", "proportional", "random")
-EXTENDERS = ("swe", "zero", "active", "net2wider", "paired")
+EXTENDERS = ("swe", "zero", "active", "net2wider", "paired", "gradmax")
 ROWS = ("kaiming", "active")
 EMITS = ("graph", "module")
 COUPLINGS = ("laplacian", "pairwise", "dense")

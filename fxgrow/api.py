@@ -138,7 +138,7 @@ def expand(
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
     distributor : {"svod", "uniform", "proportional", "random"}
-    extender : {"swe", "zero", "active", "net2wider", "paired"}
+    extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
     rows : {"kaiming", "active"}, see :mod:`fxgrow.rows`
     paper : bool

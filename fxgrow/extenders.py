@@ -16,6 +16,7 @@ import torch
 from .calibrate import calibrate_norms
 from .data import LossFn, Progress
 from .errors import InputError
+from .gradmax import maximise_gradients
 from .initialisers import copy_units, pair_units
 from .ir import GrownGroup
 from .reduce import Mean, alone
@@ -123,6 +124,21 @@ def paired(
     return zero(module, grown, data, loss, options, progress)
 
 
+def gradmax(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Insert rows of largest outgoing gradients (:mod:`fxgrow.gradmax`); nothing is trained."""
+    maximise_gradients(
+        module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
+    )
+    return zero(module, grown, data, loss, options, progress)
+
+
 def swe(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
@@ -158,6 +174,7 @@ def swe(
 
 EXTENDERS: Mapping[str, Extender] = {
     "active": active,
+    "gradmax": gradmax,
     "net2wider": net2wider,
     "paired": paired,
     "swe": swe,

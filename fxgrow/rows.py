@@ -20,7 +20,7 @@ from .ir import GrownGroup, GrownSlot
 from .preserve import weight_of
 from .reduce import Mean, alone
 
-__all__ = ["activate_rows"]
+__all__ = ["activate_rows", "drawn_rows"]
 
 
 def activate_rows(
@@ -69,7 +69,7 @@ def activate_rows(
     tensors = dict(module.named_parameters(remove_duplicate=False))
     fresh = [group for group in grown if group.recipe == "fresh"]
     for group in fresh:
-        for slot in _drawn(group):
+        for slot in drawn_rows(group):
             if slot.tensor in tensors and tensors[slot.tensor].ndim > 1:
                 _rescale(tensors[slot.tensor], slot)
     biased = _biases(fresh, tensors)
@@ -92,8 +92,17 @@ def activate_rows(
     return tuple(found)
 
 
-def _drawn(group: GrownGroup) -> list[GrownSlot]:
-    """Return the producers whose new rows were drawn."""
+def drawn_rows(group: GrownGroup) -> list[GrownSlot]:
+    """Return the producers whose new rows were drawn.
+
+    Parameters
+    ----------
+    group : GrownGroup
+
+    Returns
+    -------
+    list of GrownSlot
+    """
     return [s for s in group.slots if s.role == "producer" and not s.filling.kind]
 
 
@@ -123,7 +132,7 @@ def _biases(
     """Biases of new rows, by name, where no norm follows."""
     found = {}
     for group in grown:
-        drawn = {slot.tensor: slot for slot in _drawn(group)}
+        drawn = {slot.tensor: slot for slot in drawn_rows(group)}
         if any(slot.role == "norm" for slot in group.slots):
             continue
         for name, slot in drawn.items():
