@@ -38,6 +38,7 @@ EXTENDERS = {
     "swe dense": {"rows": "kaiming", "coupling": "dense"},
     "swe paper": {"rows": "kaiming", "paper": True},
     "net2wider": {"extender": "net2wider"},
+    "gradmax": {"extender": "gradmax"},
     "paired": {"extender": "paired"},
     "small random": {"extender": "zero", "noise": 1e-2},
 }
