@@ -24,9 +24,10 @@ from torch.nn import functional as F
 
 import fxgrow
 from fxgrow.rows import activate_rows
+from fxgrow.swe import adjust
 
 RESULTS = growth.ROOT / "benchmarks" / "results" / "explore.jsonl"
-DECAYS = (0.1, 0.3, 1.0, 3.0)
+DECAYS = (0.03, 0.1, 0.3, 1.0, 3.0)
 FIRST_SEED = 10
 
 # Options of growth as in growth.py, and of this file (``OWN``).
@@ -36,6 +37,7 @@ VARIANTS = {
     "active, norm x 0.5": {"extender": "active", "norm": 0.5},
     "active, norm x 2": {"extender": "active", "norm": 2.0},
     "active, outgoing small": {"extender": "active", "noise": 1e-2},
+    "active, on for 80 %": {"extender": "active", "on": 0.8},
     "active, lr warm-up": {"extender": "active", "warm": True},
     "active, revival": {"extender": "active", "revive": True},
     "active, shrink 0.8": {"extender": "active", "shrink": (0.8, 0.0)},
@@ -45,14 +47,14 @@ VARIANTS = {
     "laplacian, active, revival": {"rows": "active", "coupling": "laplacian", "revive": True},
     "pairwise, then laplacian, active": {"rows": "active", "coupling": "pairwise", "late": True},
     "paper": {"rows": "kaiming", "paper": True},
-    "paper, active": {"rows": "active", "paper": True, "rows_first": True},
+    "paper, active": {"extender": "active", "paper_after": True},
     "gradmax": {"extender": "gradmax"},
 }
-OWN = ("norm", "warm", "revive", "shrink", "late", "rows_first")
+OWN = ("norm", "on", "warm", "revive", "shrink", "late", "paper_after")
 
 
 def shrunk(net, factor, noise, seed):
-    """Shrink and perturb: weights times ``factor``, and noise of their deviation times ``noise``."""
+    """Shrink and perturb: weights times ``factor``, and noise, a share of their deviation."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in net.parameters():
@@ -73,6 +75,17 @@ def rescaled(found, factor):
                     tensor = tensors[slot.tensor]
                     values = tensor.index_select(slot.dim, index) * factor
                     tensor.index_copy_(slot.dim, index, values)
+
+
+def touched(found, task, split, own, seed):
+    """What a variant does to new units besides the extender."""
+    data = growth.loader(split.train, task.batch, seed)
+    if "norm" in own:
+        rescaled(found, own["norm"])
+    if "on" in own:
+        activate_rows(found.module, found.groups, data, on=own["on"], seed=seed)
+    if "paper_after" in own:
+        adjust(found.module, found.groups, data, paper=True, seed=seed)
 
 
 def dead(found, split, batch):
@@ -143,8 +156,7 @@ def run(task, variant, seed):
         if own.get("late") and number:
             options["coupling"] = "laplacian"
         found, _ = growth.grow(net, task, split, budget, options, 100 * seed + number)
-        if "norm" in own:
-            rescaled(found, own["norm"])
+        touched(found, task, split, own, 100 * seed + number)
         net = found.module
         at = growth.score(net, split.valid)
         revived = train(found, task, split.train, task.epochs[1], 100 * seed + number + 1, own)

@@ -29,6 +29,7 @@ def activate_rows(
     data: Iterable[Any] | None,
     *,
     samples: int = 1024,
+    on: float = 0.5,
     seed: int = 0,
     progress: Progress | None = None,
     mean: Mean = alone,
@@ -49,6 +50,8 @@ def activate_rows(
         Targets are not used. See :mod:`fxgrow.data`.
     samples : int
         Pre-activations to take the median of, per unit, about.
+    on : float
+        Share of the samples that new units are on for, if another than half (0 to 1).
     seed : int
         Of the positions that are looked at, in images and sequences.
     progress : callable, optional
@@ -80,7 +83,7 @@ def activate_rows(
     )
     _look(module, data, watch, progress)
     names = sorted(biased)
-    medians = [watch.median(id(tensors[weight_of(name)])) for name in names]
+    medians = [watch.quantile(id(tensors[weight_of(name)]), 1 - on) for name in names]
     like = [tensors[name].detach()[_index(biased[name], tensors[name])] for name in names]
     shared = mean(medians, 1.0, "medians of new units", like)
     found = [name for name, median in zip(names, shared, strict=True) if median is not None]
@@ -204,11 +207,12 @@ class _PreActivations(TorchFunctionMode):
         counts = [sum(map(len, self.seen[key])) for key in self.slots]
         return min(counts, default=0) >= self.samples
 
-    def median(self, key: int) -> torch.Tensor | None:
-        """Return the median of every new unit's values, shape ``(added,)``."""
+    def quantile(self, key: int, share: float) -> torch.Tensor | None:
+        """Return a quantile of every new unit's values, shape ``(added,)``."""
         if key not in self.seen:
             return None
-        return torch.cat(self.seen[key]).float().median(dim=0).values
+        values = torch.cat(self.seen[key]).float()
+        return values.kthvalue(1 + int(share * (len(values) - 1)), dim=0).values
 
 
 # Functions of (input, weight, ...), and which dimension from the end holds the channels.
