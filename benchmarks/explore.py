@@ -128,7 +128,7 @@ def train(found, task, split, epochs, seed, own):
     revived, done = 0, 0
     for epoch in range(epochs):
         net.train()
-        batches = growth.loader(split.train, task.batch, 1000 * seed + epoch)
+        batches = growth.loader(split, task.batch, 1000 * seed + epoch)
         for x, y in batches:
             done += 1
             rise = min(1.0, done / len(batches)) if own.get("warm") else 1.0
