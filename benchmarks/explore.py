@@ -137,7 +137,7 @@ def train(found, task, split, epochs, seed, own):
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
         if own.get("revive"):
-            revived += revive(found, split.train, task.batch, seed)
+            revived += revive(found, split, task.batch, seed)
     return revived
 
 
