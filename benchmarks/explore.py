@@ -103,7 +103,7 @@ def dead(found, split, batch):
         first = group.slots[0]
         mask = np.isin(first.new[:, 0], off[first.tensor, first.dim])
         if mask.any():
-            slots = tuple(replace(slot, new=slot.new[mask]) for slot in group.slots)
+            slots = tuple(slot._replace(new=slot.new[mask]) for slot in group.slots)
             yield replace(group, slots=slots, added=int(mask.sum()))
 
 
