@@ -49,15 +49,25 @@ VARIANTS = {
     "paper": {"rows": "kaiming", "paper": True},
     "paper, active": {"extender": "active", "paper_after": True},
     "gradmax": {"extender": "gradmax"},
+    "laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
+    "laplacian, active, norm x 2": {"extender": "active", "strong": 2.0},
+    "shrink, laplacian, active": {"rows": "active", "shrink": (0.8, 0.0)},
+    "shrink, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.0)},
+    "shrink and perturb, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.1)},
 }
-OWN = ("norm", "on", "warm", "revive", "shrink", "late", "paper_after")
+OWN = ("norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after")
 
 
 def shrunk(net, factor, noise, seed):
-    """Shrink and perturb: weights times ``factor``, and noise, a share of their deviation."""
+    """Shrink and perturb: weights times ``factor``, and noise, a share of their deviation.
+
+    Norms stay as they are.
+    """
     generator = torch.Generator().manual_seed(seed)
+    norms = [m for m in net.modules() if "Norm" in type(m).__name__]
+    kept = {id(p) for m in norms for p in m.parameters()}
     with torch.no_grad():
-        for value in net.parameters():
+        for value in (p for p in net.parameters() if id(p) not in kept):
             spread = value.std() if value.numel() > 1 else 0.0
             draw = torch.randn(value.shape, generator=generator)
             value.mul_(factor).add_(draw * spread * noise)
@@ -84,6 +94,9 @@ def touched(found, task, split, own, seed):
         rescaled(found, own["norm"])
     if "on" in own:
         activate_rows(found.module, found.groups, data, on=own["on"], seed=seed)
+    if "strong" in own:  # inserted as active rows, made larger, then coupled
+        rescaled(found, own["strong"])
+        adjust(found.module, found.groups, data, seed=seed)
     if "paper_after" in own:
         adjust(found.module, found.groups, data, paper=True, seed=seed)
 

@@ -140,7 +140,7 @@ def expand(
     distributor : {"svod", "uniform", "proportional", "random"}
     extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
-    rows : {"kaiming", "active"}, see :mod:`fxgrow.rows`
+    rows : {"kaiming", "active", "gradmax"}, see :mod:`fxgrow.rows` and :mod:`fxgrow.gradmax`
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional

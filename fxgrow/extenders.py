@@ -32,8 +32,8 @@ class ExtendOptions:
     ----------
     coupling, paper, epochs, lr
         See :func:`fxgrow.swe.adjust`.
-    rows : {"active", "kaiming"}
-        Of the new units, before they are coupled (``paper`` means the latter).
+    rows : {"active", "gradmax", "kaiming"}
+        Of the new units, before they are coupled (``paper`` means the last).
     seed : int
         Of everything random.
     mean : callable
@@ -93,10 +93,6 @@ def active(
     return zero(module, grown, data, loss, options, progress)
 
 
-ROWS: Mapping[str, Extender] = {"active": active, "kaiming": zero}
-"""Rows that SWE starts from, by name."""
-
-
 def net2wider(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
@@ -137,6 +133,10 @@ def gradmax(
         module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
     )
     return zero(module, grown, data, loss, options, progress)
+
+
+ROWS: Mapping[str, Extender] = {"active": active, "gradmax": gradmax, "kaiming": zero}
+"""Rows that SWE starts from, by name."""
 
 
 def swe(
