@@ -51,6 +51,16 @@ VARIANTS = {
     "gradmax": {"extender": "gradmax"},
     "laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
     "laplacian, active, norm x 2": {"extender": "active", "strong": 2.0},
+    "shrink, laplacian, active, norm x 2": {
+        "extender": "active",
+        "shrink": (0.8, 0.0),
+        "strong": 2.0,
+    },
+    "shrink and perturb, laplacian, active, norm x 2": {
+        "extender": "active",
+        "shrink": (0.8, 0.1),
+        "strong": 2.0,
+    },
     "shrink, laplacian, active": {"rows": "active", "shrink": (0.8, 0.0)},
     "shrink, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.0)},
     "shrink and perturb, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.1)},
