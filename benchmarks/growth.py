@@ -34,6 +34,7 @@ EXTENDERS = {
     "active": {"extender": "active"},
     "swe laplacian": {"rows": "kaiming", "coupling": "laplacian"},
     "swe laplacian, active": {"rows": "active", "coupling": "laplacian"},
+    "swe laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
     "swe pairwise": {"rows": "kaiming", "coupling": "pairwise"},
     "swe dense": {"rows": "kaiming", "coupling": "dense"},
     "swe paper": {"rows": "kaiming", "paper": True},
