@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 UNITS = ("neurons", "params", "flops")
 DISTRIBUTORS = ("svod", "uniform", "proportional", "random")
 EXTENDERS = ("swe", "zero", "active", "net2wider", "paired", "gradmax")
-ROWS = ("kaiming", "active", "gradmax")
+ROWS = ("gradmax", "active", "kaiming")
 EMITS = ("graph", "module")
 COUPLINGS = ("laplacian", "pairwise", "dense")
 FORMATS = ("pt2", "onnx", "python")

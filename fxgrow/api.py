@@ -108,7 +108,7 @@ def expand(
     distributor: str = "svod",
     extender: str = "swe",
     coupling: str = "laplacian",
-    rows: str = "kaiming",
+    rows: str = "gradmax",
     paper: bool = False,
     candidates: Candidates | None = None,
     adjust_epochs: int = 1,
@@ -140,7 +140,9 @@ def expand(
     distributor : {"svod", "uniform", "proportional", "random"}
     extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
-    rows : {"kaiming", "active", "gradmax"}, see :mod:`fxgrow.rows` and :mod:`fxgrow.gradmax`
+    rows : {"gradmax", "active", "kaiming"}
+        Of new units before SWE couples them, see :mod:`fxgrow.gradmax` and :mod:`fxgrow.rows`;
+        the last as published (``paper`` means it).
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional

@@ -44,7 +44,7 @@ class ExtendOptions:
     paper: bool = False
     epochs: int = 1
     lr: float = 1e-3
-    rows: str = "kaiming"
+    rows: str = "gradmax"
     seed: int = 0
     mean: Mean = alone
 
@@ -128,10 +128,15 @@ def gradmax(
     options: ExtendOptions,
     progress: Progress | None,
 ) -> AdjustReport | None:
-    """Insert rows of largest outgoing gradients (:mod:`fxgrow.gradmax`); nothing is trained."""
-    maximise_gradients(
+    """Insert rows of largest outgoing gradients (:mod:`fxgrow.gradmax`); nothing is trained.
+
+    Groups that this is not made for get active rows.
+    """
+    done = maximise_gradients(
         module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
     )
+    rest = [group for group in grown if group.name not in done]
+    activate_rows(module, rest, data, seed=options.seed, progress=progress, mean=options.mean)
     return zero(module, grown, data, loss, options, progress)
 
 

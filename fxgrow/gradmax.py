@@ -93,7 +93,7 @@ def maximise_gradients(
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     few = _first(data, twin, look_at)
-    activate_rows(twin, fresh, few, seed=seed, mean=mean)
+    activate_rows(twin, fresh, few, samples=look_at, on=None, seed=seed, mean=mean)
     parts = [_Units(twin, group) for group in fresh]
     with seeded(seed, twin):
         for step in range(steps):
@@ -223,6 +223,8 @@ def _gradients(
         count = samples(inputs)
         total += count
         value = batch_loss(module, inputs, targets, loss, number)
+        if not value.requires_grad:
+            continue
         grads = torch.autograd.grad(value, tensors, allow_unused=True)
         for place, grad in enumerate(grads):
             if grad is not None:

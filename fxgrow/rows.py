@@ -29,7 +29,7 @@ def activate_rows(
     data: Iterable[Any] | None,
     *,
     samples: int = 1024,
-    on: float = 0.5,
+    on: float | None = 0.5,
     seed: int = 0,
     progress: Progress | None = None,
     mean: Mean = alone,
@@ -50,8 +50,9 @@ def activate_rows(
         Targets are not used. See :mod:`fxgrow.data`.
     samples : int
         Pre-activations to take the median of, per unit, about.
-    on : float
-        Share of the samples that new units are on for, if another than half (0 to 1).
+    on : float or None
+        Share of the samples that new units are on for, if another than half (0 to 1). None: on
+        where they are above their mean, which processes agree on exactly.
     seed : int
         Of the positions that are looked at, in images and sequences.
     progress : callable, optional
@@ -78,14 +79,17 @@ def activate_rows(
     biased = _biases(fresh, tensors)
     if data is None or not biased:
         return ()
-    watch = _PreActivations(
-        {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}, samples, seed
+    slots = {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}
+    watch = (
+        _Means(slots, samples, seed)
+        if on is None
+        else _PreActivations(slots, samples, seed, 1 - on)
     )
     _look(module, data, watch, progress)
     names = sorted(biased)
-    medians = [watch.quantile(id(tensors[weight_of(name)]), 1 - on) for name in names]
+    medians = [watch.middle(id(tensors[weight_of(name)])) for name in names]
     like = [tensors[name].detach()[_index(biased[name], tensors[name])] for name in names]
-    shared = mean(medians, 1.0, "medians of new units", like)
+    shared = mean(medians, watch.count(), "medians of new units", like)
     found = [name for name, median in zip(names, shared, strict=True) if median is not None]
     for name, median in zip(names, shared, strict=True):
         if median is not None:
@@ -170,10 +174,14 @@ def _look(
 class _PreActivations(TorchFunctionMode):
     """Collects values of new units, by the identity of the weight that makes them."""
 
-    def __init__(self, slots: Mapping[int, GrownSlot], samples: int, seed: int) -> None:
+    def __init__(
+        self, slots: Mapping[int, GrownSlot], samples: int, seed: int, below: float = 0.5
+    ) -> None:
         super().__init__()
         self.slots = slots
         self.samples = samples
+        self.below = below
+        self.counts: dict[int, int] = defaultdict(int)
         self.generator = torch.Generator().manual_seed(seed)
         self.seen: dict[int, list[torch.Tensor]] = defaultdict(list)
 
@@ -207,12 +215,37 @@ class _PreActivations(TorchFunctionMode):
         counts = [sum(map(len, self.seen[key])) for key in self.slots]
         return min(counts, default=0) >= self.samples
 
-    def quantile(self, key: int, share: float) -> torch.Tensor | None:
-        """Return a quantile of every new unit's values, shape ``(added,)``."""
+    def count(self) -> float:
+        """Return the weight of this process."""
+        return 1.0
+
+    def middle(self, key: int) -> torch.Tensor | None:
+        """Return what a share of each new unit's values exceed, shape ``(added,)``."""
         if key not in self.seen:
             return None
-        values = torch.cat(self.seen[key]).float()
-        return values.kthvalue(1 + int(share * (len(values) - 1)), dim=0).values
+        values = torch.cat(self.seen[key])
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return values.kthvalue(1 + int(self.below * (len(values) - 1)), dim=0).values
+
+
+class _Means(_PreActivations):
+    """Takes means over all batches in place of quantiles: exact over processes."""
+
+    def _collect(self, key: int, out: torch.Tensor, dim: int) -> None:
+        values = out.index_select(dim, _index(self.slots[key], out)).movedim(dim, -1)
+        rows = values.reshape(-1, values.shape[-1])
+        self.seen[key].append(rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(0))
+        self.counts[key] += len(rows)
+
+    def enough(self) -> bool:
+        return False
+
+    def count(self) -> float:
+        return max(self.counts.values(), default=0)
+
+    def middle(self, key: int) -> torch.Tensor | None:
+        seen = self.seen.get(key)
+        return None if seen is None else torch.stack(seen).sum(0) / self.counts[key]
 
 
 # Functions of (input, weight, ...), and which dimension from the end holds the channels.
