@@ -225,8 +225,7 @@ def expand(
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training
         fresh = [g for g in growth.groups if g.recipe != "copies"]  # these are settled already
-        looked_at = data if adjust_epochs or extender != "swe" else None
-        adjusted = extend(growth.module, fresh, looked_at, loss, options, progress)
+        adjusted = extend(growth.module, fresh, data, loss, options, progress)
         growth.module.train(training)
         team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)
