@@ -154,7 +154,7 @@ def swe(
 ) -> AdjustReport | None:
     """Calibrate norms, then couple, adjust and fold (paper, section SWE).
 
-    With zero epochs, or without data, this is pure insertion.
+    With zero epochs, or without data, this is pure insertion, of the rows that were asked for.
     """
     if options.rows not in ROWS:
         raise InputError(f"unknown rows {options.rows!r}; take one of {', '.join(sorted(ROWS))}")
