@@ -9,6 +9,8 @@ are zero, as everywhere in this package, and the rows come from an iteration ove
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,7 +60,7 @@ def maximise_gradients(
     steps : int
         Of the iteration. Each passes twice over the samples (once more where norms follow).
     look_at : int
-        Samples to look at, about: whole batches, the first ones.
+        Samples to look at in every process, about: whole batches, the first ones.
     seed : int
         Of what is random in the model, and of the start.
     progress : callable, optional
@@ -92,7 +94,7 @@ def maximise_gradients(
     twin = duplicate(module).eval()
     for parameter in twin.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    few = _first(data, twin, look_at)
+    few = _first(data, twin, look_at, mean)
     activate_rows(twin, fresh, few, samples=look_at, on=None, seed=seed, mean=mean)
     parts = [_Units(twin, group) for group in fresh]
     with seeded(seed, twin):
@@ -114,14 +116,18 @@ def _fits(group: GrownGroup) -> bool:
     return not any(slot.filling.kind for slot in group.slots if slot.role == "consumer")
 
 
-def _first(data: Iterable[Any], module: torch.nn.Module, count: int) -> list[Any]:
-    found: list[Any] = []
-    for batch in batches(data, module):
-        found.append(batch)
-        count -= samples(batch[0])
+def _first(data: Iterable[Any], module: torch.nn.Module, count: int, mean: Mean) -> list[Any]:
+    """Return the first batches, of so many samples; as many batches in every process."""
+    most = 0
+    for inputs, _ in batches(data, module):
+        most += 1
+        count -= samples(inputs)
         if count <= 0:
             break
-    return found
+    own = torch.tensor(float(most))
+    (agreed,) = mean([own], 1.0, "batches to look at", [own])
+    most = most if agreed is None else math.ceil(float(agreed) - 1e-6)
+    return list(itertools.islice(batches(data, module), most))
 
 
 class _Units:
@@ -216,22 +222,20 @@ def _gradients(
     where: str,
     mean: Mean,
 ) -> list[torch.Tensor | None]:
-    """Mean gradients over the batches, weighted by their sizes."""
+    """Mean gradients over the batches."""
     sums: list[torch.Tensor | None] = [None] * len(tensors)
-    total = 0
     for number, (inputs, targets) in enumerate(few):
-        count = samples(inputs)
-        total += count
         value = batch_loss(module, inputs, targets, loss, number)
-        if not value.requires_grad:
-            continue
-        grads = torch.autograd.grad(value, tensors, allow_unused=True)
+        own: Sequence[torch.Tensor | None] = [None] * len(tensors)
+        if value.requires_grad:
+            own = torch.autograd.grad(value, tensors, allow_unused=True)
+        # Averaged batch by batch: a batch that is too small to share is whole everywhere.
+        grads = mean(own, samples(inputs), f"{where}, batch {number}", tensors)
         for place, grad in enumerate(grads):
             if grad is not None:
                 before = sums[place]
-                sums[place] = grad * count if before is None else before + grad * count
-    means = [None if each is None else each / total for each in sums]
-    return mean(means, total, where, tensors)
+                sums[place] = grad if before is None else before + grad
+    return [None if each is None else each / len(few) for each in sums]
 
 
 def _orthogonal(vectors: torch.Tensor) -> torch.Tensor:

@@ -87,9 +87,9 @@ def activate_rows(
     )
     _look(module, data, watch, progress)
     names = sorted(biased)
-    medians = [watch.middle(id(tensors[weight_of(name)])) for name in names]
     like = [tensors[name].detach()[_index(biased[name], tensors[name])] for name in names]
-    shared = mean(medians, watch.count(), "medians of new units", like)
+    keys = [id(tensors[weight_of(name)]) for name in names]
+    shared = watch.middles(keys, like, mean)
     found = [name for name, median in zip(names, shared, strict=True) if median is not None]
     for name, median in zip(names, shared, strict=True):
         if median is not None:
@@ -215,37 +215,42 @@ class _PreActivations(TorchFunctionMode):
         counts = [sum(map(len, self.seen[key])) for key in self.slots]
         return min(counts, default=0) >= self.samples
 
-    def count(self) -> float:
-        """Return the weight of this process."""
-        return 1.0
+    def middles(
+        self, keys: Sequence[int], like: Sequence[torch.Tensor], mean: Mean
+    ) -> list[torch.Tensor | None]:
+        """Return what a share of each new unit's values exceed, shape ``(added,)``, by key."""
+        own = [self._quantile(self.seen[key]) if key in self.seen else None for key in keys]
+        return mean(own, 1.0, "medians of new units", like)
 
-    def middle(self, key: int) -> torch.Tensor | None:
-        """Return what a share of each new unit's values exceed, shape ``(added,)``."""
-        if key not in self.seen:
-            return None
-        values = torch.cat(self.seen[key])
+    def _quantile(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:
+        values = torch.cat(list(seen))
         values = values.to(torch.promote_types(values.dtype, torch.float32))
         return values.kthvalue(1 + int(self.below * (len(values) - 1)), dim=0).values
 
 
 class _Means(_PreActivations):
-    """Takes means over all batches in place of quantiles: exact over processes."""
+    """Takes means of all batches in place of quantiles: the same on any number of processes."""
 
     def _collect(self, key: int, out: torch.Tensor, dim: int) -> None:
         values = out.index_select(dim, _index(self.slots[key], out)).movedim(dim, -1)
         rows = values.reshape(-1, values.shape[-1])
-        self.seen[key].append(rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(0))
-        self.counts[key] += len(rows)
+        self.counts.setdefault(len(self.seen[key]), len(rows))
+        self.seen[key].append(rows.to(torch.promote_types(rows.dtype, torch.float32)).mean(0))
 
     def enough(self) -> bool:
         return False
 
-    def count(self) -> float:
-        return max(self.counts.values(), default=0)
-
-    def middle(self, key: int) -> torch.Tensor | None:
-        seen = self.seen.get(key)
-        return None if seen is None else torch.stack(seen).sum(0) / self.counts[key]
+    def middles(
+        self, keys: Sequence[int], like: Sequence[torch.Tensor], mean: Mean
+    ) -> list[torch.Tensor | None]:
+        found: dict[int, list[torch.Tensor]] = defaultdict(list)
+        for call, count in self.counts.items():
+            own = [seen[call] if call < len(seen := self.seen[key]) else None for key in keys]
+            values = mean(own, count, f"means of new units, call {call}", like)
+            for key, value in zip(keys, values, strict=True):
+                if value is not None:
+                    found[key].append(value)
+        return [torch.stack(found[key]).mean(0) if found[key] else None for key in keys]
 
 
 # Functions of (input, weight, ...), and which dimension from the end holds the channels.
