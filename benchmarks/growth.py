@@ -27,7 +27,6 @@ import fxgrow
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth.jsonl"
-DECAY = 0.1  # AdamW's, the same for every arm
 
 # How new units come in, allocated uniformly.
 EXTENDERS = {
@@ -35,10 +34,12 @@ EXTENDERS = {
     "active": {"extender": "active"},
     "swe laplacian": {"rows": "kaiming", "coupling": "laplacian"},
     "swe laplacian, active": {"rows": "active", "coupling": "laplacian"},
+    "swe laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
     "swe pairwise": {"rows": "kaiming", "coupling": "pairwise"},
     "swe dense": {"rows": "kaiming", "coupling": "dense"},
     "swe paper": {"rows": "kaiming", "paper": True},
     "net2wider": {"extender": "net2wider"},
+    "gradmax": {"extender": "gradmax"},
     "paired": {"extender": "paired"},
     "small random": {"extender": "zero", "noise": 1e-2},
 }
@@ -59,7 +60,7 @@ def loader(split, batch, seed):
 
 def train(net, task, split, epochs, seed):
     """AdamW from anew."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=DECAY, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
     net.train()
     for epoch in range(epochs):
         for x, y in loader(split, task.batch, 1000 * seed + epoch):
