@@ -43,11 +43,12 @@ EXTENDERS = {
     "paired": {"extender": "paired"},
     "small random": {"extender": "zero", "noise": 1e-2},
 }
-# Where they go; they come in as active rows.
+# Where they go; they come in as active rows, and at the end as the default does.
 DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
-    for name in ("svod", "proportional", "random")
+    for name in ("svod", "gain", "proportional", "random")
 }
+DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 
 
