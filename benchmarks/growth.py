@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -217,7 +216,6 @@ def run(task, arm, seed):
         "seed": seed,
         "rounds": rounds,
         "seconds": round(time.perf_counter() - start, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
