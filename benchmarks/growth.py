@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from growth_tasks import DATA, TASKS
+from growth_tasks import DATA, LONG, TASKS
 from torch.nn import functional as F
 
 import fxgrow
@@ -227,7 +227,8 @@ def read(path=RESULTS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    usual = [task for task in TASKS if task not in LONG]
+    parser.add_argument("--tasks", nargs="*", default=usual, choices=list(TASKS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
