@@ -191,7 +191,7 @@ def plan_for(
         if distributor in NEEDS_VOTE:
             if data is None:
                 raise InputError(
-                    f"distributor {distributor!r} needs data to measure on; pass data, or "
+                    f"distributor {distributor!r} needs data to vote on; pass data, or "
                     "distributor='uniform'"
                 )
             cast = votes_on(
