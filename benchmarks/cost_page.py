@@ -37,8 +37,8 @@ Counted are all bytes that torch allocates and frees while it works (its profile
 events), at their peak, without what one forward and backward pass of the same model for the same
 parameters needs (activations and gradients). The widened clone of the vote counts, the model that
 is to grow does not. The aim is one copy of the grown slices and their optimizer state, that is two
-moments: three times the bytes of the tensors that grow. For the vote those are all tensors of the
-clone.
+moments: three times the bytes of the parameters that grow. For the vote those are all parameters
+of the clone, and its buffers once.
 
 | model | what | extra, MB | grown slices, MB | aim, MB | extra / aim |
 |---|---|--:|--:|--:|--:|
@@ -108,10 +108,8 @@ def time_cells(figure, aim):
 
 
 def memory_cells(figure, _):
-    extra, slices = figure["extra_bytes"], figure["slices_bytes"]
-    return (
-        f"{extra / MB:.1f} | {slices / MB:.1f} | {3 * slices / MB:.1f} | {extra / slices / 3:.2f}"
-    )
+    extra, slices, aim = (figure[f"{key}_bytes"] for key in ("extra", "slices", "aim"))
+    return f"{extra / MB:.1f} | {slices / MB:.1f} | {aim / MB:.1f} | {extra / aim:.3f}"
 
 
 def verdict(found):
