@@ -11,17 +11,25 @@ from growth import ARMS, RESULTS, ROOT, read
 from growth_tasks import TASKS
 from scipy.stats import t as student
 
-REFERENCE = "active"
+REFERENCE = "swe laplacian, gradmax"  # the default
+TRIED = ROOT / "benchmarks" / "results" / "explore.jsonl"
 PAGE = """# Benchmarks of growth
 
-Written by `benchmarks/growth_page.py` from the runs in `benchmarks/results/growth.jsonl`, which
-`python benchmarks/growth.py` makes (resumable; every line of that file is one run). Do not edit.
+Written by `benchmarks/growth_page.py` from the runs in `benchmarks/results/growth.jsonl` and
+`explore.jsonl`, which `python benchmarks/growth.py` and `python benchmarks/explore.py` make
+(resumable; every line of these files is one run). Do not edit.
 
-Every arm has the same data, budgets (neurons), epochs and optimizer (AdamW, decay 0.1, anew
-after each growth). Arms with an adjusting phase (`swe`) see the data once more for each group
-that grew; `to svod` sees them twice more for its vote. Extender arms share the budget evenly;
-arms `to ...` insert active rows and differ in the distributor. `scratch` is the network of the
-final size for as many epochs as the grown one had in all; `equal FLOPs` for as much computing.
+Every arm has the same data, budgets (neurons), epochs and optimizer (AdamW, anew after each
+growth), and the decay of its task. Arms with an adjusting phase (`swe`) see the data once more
+for each group that grew; `gradmax` rows take five steps on 1,024 samples; `to svod` sees the data
+twice more for its vote. Extender arms share the budget evenly; arms `to ...` insert active rows
+and differ in the distributor. `scratch` is the network of the final size for as many epochs as
+the grown one had in all; `equal FLOPs` for as much computing. `{reference}` is what
+`fxgrow.expand` does by default.
+
+All is scaled down, so that everything runs in about two hours on one core: MNIST is its 10,000
+test images, CIFAR-10 is 6,000 of its images (3,000 to train on) at 16 x 16, networks are narrow,
+epochs few. Accuracies compare arms; they are not those of these architectures.
 
 - **accuracy**: test data, after the last round, mean over the seeds.
 - **against `{reference}`**: paired difference over the seeds, in points, with its 95 % interval.
@@ -33,24 +41,31 @@ final size for as many epochs as the grown one had in all; `equal FLOPs` for as 
 
 ## What these runs say
 
-Written by hand for the runs of version 0.1 (three MLP tasks; the CIFAR-10 tasks of
-`growth_tasks.py` are not run yet, so nothing is decided for convolutions, norms and attention).
-
-- Active rows leave by far the fewest inactive new units without any training, at no cost at the
-  growth step; with laplacian coupling on top fewer still.
-- The published program has more inactive new units than any other arm on two of three tasks, and
-  costs accuracy at the growth step on MNIST; yet its accuracy after training on is the highest of
-  the extenders on MNIST (outside of the interval on the lopsided network only). It stays ahead
-  although every arm has the same decay.
-- Pairwise and dense couplings keep units alive on MNIST, not on digits, and cost accuracy at the
-  growth step on MNIST.
-- SVoD does not beat uniform allocation outside of the intervals on any task, and is worse on the
-  lopsided network.
-- Copies (Net2Wider) are the most active new units, and learn least.
-- Growing did not beat the final size trained from scratch for as many epochs.
+{says}
 
 {tasks}
+
+## Choices made on validation data
+
+Seeds of these runs are others than those above, and test data were not looked at.
+
+### Decay
+
+AdamW's decay of a task is the one with which `scratch` has the lowest validation loss; of those
+within 0.02 of it, the one with the highest validation accuracy. Accuracy and loss on validation
+data, mean over two seeds (`python benchmarks/explore.py --decays`):
+
+{decays}
+
+### What was tried
+
+`python benchmarks/explore.py`, {seeds} seeds at most: accuracy and loss on validation data at the
+end, their change at growth, and inactive new units at the ends of the rounds. With so few seeds
+differences of accuracy below a point mean nothing; those of inactive units mean much.
+
+{tried}
 """
+SAYS = """TODO"""
 HEAD = (
     "arm", "seeds", "accuracy", f"against `{REFERENCE}`", "trajectory",
     "at growth: accuracy", "loss",
@@ -111,6 +126,60 @@ def row(arm, runs, reference):
     )
 
 
+def explored(found, task):
+    """Runs of the exploration of a task, by variant."""
+    arms = {}
+    for (name, arm, _), run in found.items():
+        if name == task:
+            arms.setdefault(arm, []).append(run["rounds"])
+    return arms
+
+
+def table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def decays(found):
+    """Accuracy and loss by decay, and the choice."""
+    names = sorted({arm for _, arm, _ in found if arm.startswith("decay")}, key=by_number)
+    rows = []
+    for task, spec in TASKS.items():
+        arms = explored(found, task)
+        cells = [ends(arms[name]) if name in arms else "" for name in names]
+        if any(cells):
+            rows.append((task, *cells, f"{spec.decay:g}"))
+    return table(("task", *(name.split()[1] for name in names), "chosen"), rows)
+
+
+def by_number(name):
+    return float(name.split()[1])
+
+
+def ends(runs):
+    accuracy, loss = (mean(rounds[-1]["after"][i] for rounds in runs) for i in (0, 1))
+    return f"{accuracy:.1%}, {loss:.3f}"
+
+
+def tried(found):
+    """A table for each task that was explored."""
+    parts = []
+    for task in TASKS:
+        rows = []
+        for arm, runs in explored(found, task).items():
+            if arm.startswith("decay"):
+                continue
+            every = [r for rounds in runs for r in rounds]
+            change = [mean(r["at"][i] - r["before"][i] for r in every) for i in (0, 1)]
+            dead, new = (sum(r["alive"][key] for r in every) for key in ("new_inactive", "new"))
+            step = f"{100 * change[0]:+.1f}, {change[1]:+.3f}"
+            rows.append((arm, len(runs), ends(runs), step, f"{dead} of {new}"))
+        if rows:
+            head = ("variant", "seeds", "at the end", "at growth", "inactive")
+            parts += [f"**{task}**", "", table(head, rows), ""]
+    return "\n".join(parts).rstrip()
+
+
 def by_arm(found, task):
     """Runs of a task: arm to seed to run."""
     arms = {}
@@ -127,7 +196,7 @@ def section(task, arms, picture):
     lines += [
         f"{spec.net.__name__} {'-'.join(map(str, spec.widths))}, {spec.data}, budgets "
         f"{', '.join(map(str, spec.budgets))} neurons; {spec.epochs[0]} epochs, then "
-        f"{spec.epochs[1]} a round; batches of {spec.batch}, lr {spec.lr:g}.",
+        f"{spec.epochs[1]} a round; batches of {spec.batch}, lr {spec.lr:g}, decay {spec.decay:g}.",
         "",
         f"![{task}]({picture})",
         "",
@@ -177,7 +246,15 @@ def main():
             picture = f"images/growth-{task}.png"
             plot(task, arms, options.page.parent / picture)
             sections.append(section(task, arms, picture))
-    text = PAGE.format(reference=REFERENCE, tasks="\n\n".join(sections))
+    looked = read(TRIED)
+    text = PAGE.format(
+        reference=REFERENCE,
+        says=SAYS,
+        tasks="\n\n".join(sections),
+        decays=decays(looked),
+        tried=tried(looked),
+        seeds=max(len(runs) for task in TASKS for runs in explored(looked, task).values()),
+    )
     options.page.write_text(text, encoding="utf-8")
     return 0
 

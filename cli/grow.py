@@ -52,7 +52,7 @@ def expand(
     coupling: Annotated[
         str, use.chosen(use.COUPLINGS, "How SWE couples new and old units.")
     ] = "laplacian",
-    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "kaiming",
+    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "gradmax",
     epochs: Annotated[
         int | None,
         typer.Option(

@@ -198,7 +198,7 @@ def test_bad_budgets(budget):
 
 
 @pytest.mark.parametrize("unit", ["neurons", "params", "flops"])
-@pytest.mark.parametrize("distributor", ["svod", "uniform", "proportional", "random"])
+@pytest.mark.parametrize("distributor", ["svod", "gain", "uniform", "proportional", "random"])
 @pytest.mark.parametrize("budget", [5, 37, 1000])
 def test_plans_never_exceed_budgets(unit, distributor, budget):
     if unit == "flops":

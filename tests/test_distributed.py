@@ -211,7 +211,7 @@ def test_growers_keep_training_as_one_process_does(results, trained, scenario):
         assert own["class"].startswith("Distributed" if scenario == "ddp" else "FSDP")
         assert difference(own["state"], trained["state"]) < 1e-9
         assert difference(own["moments"], trained["moments"]) < 1e-9
-        assert own["losses"] == pytest.approx(trained["losses"], abs=1e-9)
+        assert own["losses"] == pytest.approx(trained["losses"], abs=1e-6)  # kept in float32
 
 
 def test_a_resumed_run_gives_each_rank_its_own_random_numbers(results):
