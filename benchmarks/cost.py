@@ -171,6 +171,7 @@ def voting(model, count, candidates, budget=BUDGET, memory=True):
     found["candidates"] = sum(group.added for group in clone.groups)
     found["model_bytes"] = size_of(net.parameters())
     found["slices_bytes"] = size_of(clone.module.parameters())
+    found["aim_bytes"] = 3 * found["slices_bytes"] + size_of(clone.module.buffers())
     if memory:
         with counted(found, "bare_bytes"):
             passes(clone.module.train(), data)
@@ -210,6 +211,7 @@ def adjusted(net, data, count, coupling, added, widest=True):
     ) * group.width * group.added  # fmt: skip
     found["model_bytes"] = size_of(tensors.values())
     found["slices_bytes"] = size_of(grown)
+    found["aim_bytes"] = 3 * found["slices_bytes"]
     trained = [tensors[name] for name in trained_names(growth, data)]
     with counted(found, "bare_bytes"):
         passes(growth.module, data, trained)

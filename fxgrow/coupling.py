@@ -145,9 +145,10 @@ def laplacian(grad: torch.Tensor, old: int) -> torch.Tensor:
 def laplacian_(grad: torch.Tensor, old: int) -> torch.Tensor:
     """Do as :func:`laplacian`, in place."""
     first, second = grad[:old], grad[old:]
-    sums = first.sum(0), second.sum(0)
-    first.mul_(len(second)).sub_(sums[1])
-    second.mul_(len(first)).sub_(sums[0])
+    sums = -first.sum(0), -second.sum(0)
+    # in one pass over the rows each
+    torch.add(sums[1], first, alpha=len(second), out=first)
+    torch.add(sums[0], second, alpha=len(first), out=second)
     return grad
 
 
