@@ -63,9 +63,28 @@ data, mean over two seeds (`python benchmarks/explore.py --decays`):
 end, their change at growth, and inactive new units at the ends of the rounds. With so few seeds
 differences of accuracy below a point mean nothing; those of inactive units mean much.
 
+{lost}
+
 {tried}
 """
-SAYS = """TODO"""
+SAYS = """@@"""
+LOST = """Lost, or not worth it:
+
+- *Norm of new rows* x 0.5: more of them die. x 2: fewer die, with and without coupling; accuracy
+  is that of the norm as it is, or lower. GradMax's rows do it without a factor.
+- *On for 80 % of the samples*, *small outgoing entries*, *warm-up of the learning rate*: no fewer
+  dead units and no gain beyond the noise.
+- *Revival* (dead new units get a new bias and outgoing entries of zero after every epoch): no
+  dead units in the end, no better accuracy. With GradMax's rows there is next to nothing to
+  revive, so it is not offered.
+- *Shrinking old weights* by 0.8, with or without noise ("shrink and perturb"): the best validation
+  losses on MNIST, at a loss of 0.3 at growth; an adjusting phase repairs that, but then units
+  die unless their rows are made larger, and on CIFAR-10 (one seed) it is worse than nothing.
+- *Pairwise coupling first, laplacian later*: no better than laplacian throughout.
+- *The published program from active rows*: as many units die as from Kaiming's, so its decay of
+  the frozen rows kills them. Its validation loss on the lopsided network is the lowest of all.
+- *An L1 penalty* in every arm: `scratch` gained nothing beyond its decay (not kept)."""
+
 HEAD = (
     "arm", "seeds", "accuracy", f"against `{REFERENCE}`", "trajectory",
     "at growth: accuracy", "loss",
@@ -250,6 +269,7 @@ def main():
     text = PAGE.format(
         reference=REFERENCE,
         says=SAYS,
+        lost=LOST,
         tasks="\n\n".join(sections),
         decays=decays(looked),
         tried=tried(looked),
