@@ -115,3 +115,35 @@ def test_frozen_parameters_stay_frozen_and_still_get_rows():
     maximise_gradients(module, grown, data())
     assert not module[0].weight.requires_grad
     assert not torch.equal(module[0].weight, before)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_expand_starts_from_these_rows_by_default(epochs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].bias -= 1  # units drawn as for an untrained layer would hardly be on
+    batches = [(x.float(), y) for x, y in data(batches=8)]
+    options = {"budget": 6, "distributor": "uniform", "adjust_epochs": epochs}
+    growth = fxgrow.expand(model, batches, **options)
+    named = fxgrow.expand(model, batches, rows="gradmax", **options)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(growth.module.parameters(), named.module.parameters(), strict=True)
+    )
+    (group,) = fxgrow.activity(growth, batches).groups
+    assert group.to_dict()["new_inactive"] == 0
+    x = batches[0][0]
+    same = torch.allclose(growth.module(x), model(x), atol=1e-6)
+    assert same == (epochs == 0)
+
+
+def test_paper_and_kaiming_rows_are_as_drawn():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    batches = [(x.float(), y) for x, y in data()]
+    options = {"budget": 6, "distributor": "uniform", "adjust_epochs": 0}
+    drawn = fxgrow.widen(model, batches[0][0], {"0": 6}).module.state_dict()
+    for extra in ({"paper": True}, {"rows": "kaiming"}):
+        grown = fxgrow.expand(model, batches, **options, **extra).module.state_dict()
+        assert all(torch.equal(value, drawn[key]) for key, value in grown.items())
