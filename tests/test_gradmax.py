@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from checks import difference, doubled, no_dropout, outputs, step
 from handmade import IMAGES, convnet, data, mlp
+from networks import NETWORKS
 from torch import nn
 
 import fxgrow
+from fxgrow.data import main_output
 from fxgrow.gradmax import maximise_gradients
 from fxgrow.rows import activate_rows
 
@@ -83,6 +86,20 @@ def test_function_gradients_and_modes_are_kept(make, batches):
     rows = {s.tensor for g in grown for s in g.slots if s.role == "producer"}
     changed = {k for k, v in module.state_dict().items() if not torch.equal(v, state[k])}
     assert changed and changed <= rows
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_function_is_kept_on_any_graph(network):
+    make, example = NETWORKS[network]
+    model, example = no_dropout(make()).double(), doubled(example)
+    inspection = fxgrow.inspect(model, example)
+    additions = {g.name: step(g, 3) for g in inspection.groups if g.recipe == "fresh"}
+    growth = fxgrow.widen(model, example, additions)
+    batches = [(example, None)] * 2
+    maximise_gradients(
+        growth.module, growth.groups, batches, lambda out, _: main_output(out).square().mean()
+    )
+    assert difference(outputs(model, example), outputs(growth.module, example)) <= 1e-10
 
 
 def test_rows_have_the_norm_of_the_old_ones_and_are_orthogonal():
