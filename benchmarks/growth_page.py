@@ -85,8 +85,8 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
   9 to 27 % of cases, active ones in 0 to 6 %, GradMax's in 0 to 1.7 %. Behind batch norms, and
   behind layer norms in the transformer, none die whatever the rows.
 - GradMax's rows alone (`extender="gradmax"`: nothing is trained, the function is kept, no pass
-  over all data) come within about a point of the default on every task: the cheap choice. Active and
-  GradMax rows with laplacian coupling tie in accuracy; the default is the one with fewer dead
+  over all data) come within about a point of the default on every task: the cheap choice. Active
+  and GradMax rows with laplacian coupling tie in accuracy; the default is the one with fewer dead
   units. That choice was made on validation data, and inactivity, of the first seeds of these runs.
 - What the first version of this page said did not hold everywhere: with a decay chosen on
   validation data the published program is no longer ahead on `mnist-mlp`, and it is behind on
