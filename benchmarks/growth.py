@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
-from growth_tasks import DATA, TASKS
+from growth_tasks import DATA, LONG, TASKS
 from torch.nn import functional as F
 
 import fxgrow
@@ -43,11 +42,12 @@ EXTENDERS = {
     "paired": {"extender": "paired"},
     "small random": {"extender": "zero", "noise": 1e-2},
 }
-# Where they go; they come in as active rows.
+# Where they go; they come in as active rows, and at the end as the default does.
 DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
-    for name in ("svod", "proportional", "random")
+    for name in ("svod", "gain", "proportional", "random")
 }
+DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 
 
@@ -216,7 +216,6 @@ def run(task, arm, seed):
         "seed": seed,
         "rounds": rounds,
         "seconds": round(time.perf_counter() - start, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
@@ -228,7 +227,8 @@ def read(path=RESULTS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    usual = [task for task in TASKS if task not in LONG]
+    parser.add_argument("--tasks", nargs="*", default=usual, choices=list(TASKS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNITS = ("neurons", "params", "flops")
-DISTRIBUTORS = ("svod", "uniform", "proportional", "random")
+DISTRIBUTORS = ("svod", "gain", "uniform", "proportional", "random")
+NEED_DATA = ("svod", "gain")
 EXTENDERS = ("swe", "zero", "active", "net2wider", "paired", "gradmax")
 ROWS = ("gradmax", "active", "kaiming")
 EMITS = ("graph", "module")

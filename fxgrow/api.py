@@ -137,7 +137,7 @@ def expand(
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
-    distributor : {"svod", "uniform", "proportional", "random"}
+    distributor : {"svod", "gain", "uniform", "proportional", "random"}
     extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
     rows : {"gradmax", "active", "kaiming"}

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .planes import Axis, Labels
 
-__all__ = ["Closing", "Frozen", "Meeting", "Mixing", "Reshape", "Unlabelled", "Where"]
+__all__ = ["Closing", "Frozen", "Meeting", "Mixing", "Reshape", "Shared", "Unlabelled", "Where"]
 
 
 class Where(NamedTuple):
@@ -47,6 +47,20 @@ class Closing(NamedTuple):
 
     labels: Labels
     partners: tuple[tuple[Labels, Axis], ...]
+    where: Where
+
+
+class Shared(NamedTuple):
+    """A plane is summed away and closed by ``axis``.
+
+    Not where one of the ``finer`` planes, which are closed, turns out to be of the same
+    units: zeros in two factors would have no slope.
+    """
+
+    labels: Labels
+    finer: tuple[Labels, ...]
+    axis: Axis
+    flow: Flow | None
     where: Where
 
 

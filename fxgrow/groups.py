@@ -18,7 +18,7 @@ from .messages import MESSAGES
 from .plan import CostModel
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
-from .streams import Mixed, judge
+from .streams import Mixed, judge, variances
 from .walks import named_parameters
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 Hashes = npt.NDArray[np.uint64]
 
-# Reductions over the channels that do not change when every channel is repeated.
-COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin"}
+# Reductions over the channels that do not change when every channel is repeated (a variance:
+# once its correction is made up for).
+COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin", "var"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +202,7 @@ def _tied(analysis: Analysis, group: Group) -> bool:
 
 def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
     """Give a group that is normalised over its units a recipe that keeps the norms."""
-    held = _held(analysis, group.slots, copies=True)
+    held = _held(analysis, group.slots, copies=True, products=False)
     stream = judge(analysis, group.slots, mixed) if held is None else None
     if stream is not None:
         slots = tuple(
@@ -209,9 +210,11 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
             for slot, filling in zip(group.slots, stream.fillings, strict=True)
         )
         return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
-    if _tied(analysis, group):
-        held = _reason(mixed[0].mixing.code, mixed[0].mixing.where)
-    return replace(group, multiple_of=group.width, recipe="copies", reason=held)
+    norms = variances(mixed)
+    if _tied(analysis, group) or norms is None:
+        first = next((m for m in mixed if norms is None and m.mixing.code == "var"), mixed[0])
+        held = _reason(first.mixing.code, first.mixing.where)
+    return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
 
 def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:
@@ -273,11 +276,14 @@ def _finish(
     return Grouping(growable, frozen, costs, _coverage(analysis, growable), tuple(census.shuffles))
 
 
-def _held(analysis: Analysis, slots: Iterable[Slot], *, copies: bool) -> Reason | None:
-    """Find weights that are normalised over the units."""
-    rigid = analysis.state.book.weights.rigid
+def _held(
+    analysis: Analysis, slots: Iterable[Slot], *, copies: bool, products: bool = True
+) -> Reason | None:
+    """Find weights that are normalised over the units (``products``: multiplied along them)."""
+    weights = analysis.state.book.weights
+    fixed = weights.factors | weights.rigid if products else weights.rigid
     for slot in slots:
-        where = rigid.get((slot.tensor, slot.dim))
+        where = fixed.get((slot.tensor, slot.dim))
         if where is not None and (slot.role != "consumer" or copies):
             return _reason("weight_norm", where)
     return None

@@ -70,8 +70,8 @@ PLAIN = Filling()
 class Norm(NamedTuple):
     """A graph node whose result must not change with the width of a stream.
 
-    ``kind``: ``"eps"`` (a norm: its eps, and its weights ``gains``, are scaled), ``"mean"``
-    (the result is scaled), or ``""``.
+    ``kind``: ``"eps"`` (a norm: its eps, and its weights ``gains``, are scaled), ``"mean"`` or
+    ``"var"`` (the result is scaled), or ``""``.
     """
 
     node: Any

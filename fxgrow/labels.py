@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .events import Closing, Frozen, Meeting, Mixing, Reshape, Unlabelled, Where
+from .events import Closing, Frozen, Meeting, Mixing, Reshape, Shared, Unlabelled, Where
 from .flows import Flow, grounds, without
 from .forest import Forest
 from .inner import closure, is_inner
@@ -42,6 +42,7 @@ class LabelBook:
     meetings: list[Meeting] = field(default_factory=list)
     unlabelled: list[Unlabelled] = field(default_factory=list)
     closings: list[Closing] = field(default_factory=list)
+    shared: list[Shared] = field(default_factory=list)
     mixings: list[Mixing] = field(default_factory=list)
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
@@ -222,13 +223,14 @@ class LabelBook:
         gone, kept = self._split(planes, dims)
         if gone and closing is not None and closing():
             return kept
-        for plane in gone:
+        closed: list[Labels] = []
+        for plane in gone if len(gone) < 2 else sorted(gone, key=_coarseness):
             axis = self.weights.closer(plane.zero)
             # Both activations would rest at zero: neither has a slope there.
             dead = closing is not None and plane.flow is not None and plane.flow.still
             if axis is not None and not dead:
-                self.closers.setdefault(axis, []).append(where)
-                self._read(axis, plane.flow)
+                self.shared.append(Shared(plane.labels, tuple(closed), axis, plane.flow, where))
+                closed.append(plane.labels)
             else:
                 able = [(p.labels, self.weights.closer(p.zero)) for p in gone if not dead]
                 partners = tuple((labels, axis) for labels, axis in able if axis is not None)
@@ -300,16 +302,24 @@ class LabelBook:
         self._settle_closings()
 
     def _settle_closings(self) -> None:
+        for plane, finer, axis, flow, where in self.shared:
+            if not any(self._alike(plane, other) for other in finer):
+                self.closers.setdefault(axis, []).append(where)
+                self._read(axis, flow)
         for labels, partners, where in self.closings:
             closed = False
             for other, axis in partners:
-                ra, rb = np.broadcast_arrays(self.find(labels), self.find(other))
-                if np.array_equal(ra, rb):
+                if self._alike(labels, other):
                     closed = True
                     self.closers.setdefault(axis, []).append(where)
                     self._read(axis, None)
             if not closed:
                 self.freeze(labels, "product", where)
+
+    def _alike(self, labels: Labels, other: Labels) -> bool:
+        """Whether two planes are of the same units, position by position."""
+        own, its = np.broadcast_arrays(self.find(labels), self.find(other))
+        return np.array_equal(own, its)
 
     def _constant(self, labels: Labels, dims: Iterable[int]) -> bool:
         roots = self.find(labels)
@@ -320,6 +330,11 @@ class LabelBook:
         return [
             d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
         ]
+
+
+def _coarseness(plane: Plane) -> int:
+    """Return less for planes of more different labels."""
+    return -len(np.unique(plane.labels))
 
 
 def _once(zeros: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:

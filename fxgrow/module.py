@@ -12,6 +12,7 @@ from .copying import computed
 from .recompute import KEY, checkpointed_forward
 
 _TREE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+_CONSTANT = "_tensor_constant"  # begins the names that fx gives to tensors of the code
 # What runs around the outermost forward; the others run with the modules they are on.
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -52,6 +53,25 @@ class GrownModule(fx.GraphModule):
             value = root.__dict__.get(name)
             if isinstance(value, torch.Tensor) and not hasattr(self, name):
                 self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Move parameters and buffers; constants of the code have no memory format.
+
+        ``to(memory_format=...)`` takes what has as many axes as an image for one, and refuses
+        others: what the original's forward computes would be in its way.
+        """
+        shapes = {
+            name: buffer.shape
+            for name, buffer in self._buffers.items()
+            if name.startswith(_CONSTANT) and buffer is not None and buffer.ndim in {4, 5}
+        }
+        for name in shapes:
+            self._buffers[name] = self._buffers[name].flatten()  # type: ignore[union-attr]  # not None, see above
+        try:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
+        finally:
+            for name, shape in shapes.items():
+                self._buffers[name] = self._buffers[name].reshape(shape)  # type: ignore[union-attr]  # as above
 
     def _add_train_graph(self, root: nn.Module, graph: fx.Graph) -> None:
         twin = fx.GraphModule(root, graph, "TrainGraph")

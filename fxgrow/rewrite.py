@@ -13,6 +13,7 @@ from torch import fx, nn
 from .analyse import Analysis, LabelExecutor, tensor_names
 from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
+from .counts import MADE_UP
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
@@ -103,7 +104,7 @@ def rewrite(
             "a channel shuffle grows by an index in the graph; use emit='graph', "
             "or exclude its groups"
         )
-    if emit == "module" and any(kind == "mean" for kind, _ in widened.ratios.values()):
+    if emit == "module" and any(kind in MADE_UP for kind, _ in widened.ratios.values()):
         raise UnsupportedError(
             "means over channels, written by hand, are made up for in the graph; use "
             "emit='graph', or exclude their groups"
@@ -199,19 +200,19 @@ class _Widener(LabelExecutor):
     def compute(self, node: fx.Node) -> Any:
         """Patch a node, run it, and hold its shape against what labels ask for."""
         inputs = node.all_input_nodes
-        touched = any(self._touched(n) for n in (node, *inputs))
-        if touched or any(self._changed(n) for n in inputs):
+        if (touched := any(map(self._touched, (node, *inputs)))) or any(map(self._changed, inputs)):
             self._patch(node)
         try:
             value = super().compute(node)
         except FxgrowError as error:
-            raise UnsupportedError(
-                f"{_place(node)} does not run at the new width: {error}"
-            ) from error
+            where = f"{_place(node)} does not run at the new width"
+            raise UnsupportedError(f"{where}: {error}") from error
         if touched:
             self._compare(node, self.known.get(node), value)
-        if node in self.ratios and self.ratios[node][0] == "mean":
-            self._make_up(node, value, 1 / self.ratios[node][1])
+        kind, ratio = self.ratios.get(node, ("", 1.0))
+        if kind in MADE_UP:
+            entries = self.values[node.all_input_nodes[0]].numel() // value.numel()
+            self._make_up(node, value, MADE_UP[kind](node, entries, ratio))
         return value
 
     def _make_up(self, node: fx.Node, value: torch.Tensor, factor: float) -> None:
@@ -221,7 +222,7 @@ class _Widener(LabelExecutor):
         node.replace_all_uses_with(scaled, lambda user: user is not scaled)
         self.values[scaled] = value * factor
         self.known[scaled] = self.known.get(node)
-        self.widened.edits.append(f"{node.name}: times {factor:g}, for a wider mean")
+        self.widened.edits.append(f"{node.name}: times {factor:g}, for a larger count")
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; layers inside one that is kept whole are patched on the way."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .labels import Mixing
     from .planes import Axis
 
-__all__ = ["Mixed", "Stream", "judge"]
+__all__ = ["Mixed", "Stream", "judge", "variances"]
 
 Recipe = Literal["mean", "zero"]
 
@@ -102,6 +102,25 @@ def judge(analysis: Analysis, slots: Sequence[Slot], mixed: Sequence[Mixed]) -> 
         if stream is not None:
             return stream
     return None
+
+
+def variances(mixed: Iterable[Mixed]) -> tuple[Norm, ...] | None:
+    """Variances over a group: their correction does not grow as their count does.
+
+    Parameters
+    ----------
+    mixed : iterable of Mixed
+        All operations that reduce over the units of a group that grows by copies.
+
+    Returns
+    -------
+    tuple of Norm or None
+        None where the graph does not show one, to make up for it.
+    """
+    sites = [m.mixing.where.site for m in mixed if m.mixing.code == "var"]
+    if any(not isinstance(n, fx.Node) or n.target not in {"var", torch.var} for n in sites):
+        return None
+    return tuple(Norm(node, "var", ()) for node in sites)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,11 +25,15 @@ class WeightAxes:
         For rows that are normalised, the axis that holds their magnitudes (weight norm).
     rigid : dict
         Axes that weights are normalised over: zeros may be added there, nothing else.
+    factors : dict
+        Axes along which weights are multiplied with weights, as spectral norms are: the
+        product may not change, or others might be normalised by it.
     """
 
     rank: dict[Axis, int] = field(default_factory=dict)
     scales: dict[Axis, Axis] = field(default_factory=dict)
     rigid: dict[Axis, Where] = field(default_factory=dict)
+    factors: dict[Axis, Where] = field(default_factory=dict)
 
     def writer(self, zero: Sequence[Axis]) -> list[Axis]:
         """Axes among the factors ``zero`` that make rows: a parameter, and its scale.

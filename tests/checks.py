@@ -202,7 +202,7 @@ def untrained(module, groups, example, lr=1e-2, late=(), *, inplace=False):
         if p.grad is None or not p.grad.index_select(dim, new).any():
             problems.append(f"{where}: consumer without gradient")
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=lr)
-    optimizer.step()
+    _step(optimizer)
     for (where, p, dim, new), old in zip(consumers, before, strict=True):
         if torch.equal(p.detach().index_select(dim, new), old):
             problems.append(f"{where}: consumer does not move")
@@ -211,9 +211,17 @@ def untrained(module, groups, example, lr=1e-2, late=(), *, inplace=False):
     patience = 2 if any(g.recipe == "zero" for g in groups) else 0
     while patience and any(map(_still, waiting)):
         patience -= 1
-        optimizer.step()
+        _step(optimizer)
         backward(module, example)
     return problems + [f"{w[0]}: without gradient after some steps" for w in waiting if _still(w)]
+
+
+def _step(optimizer):
+    """A step no longer than the weights times its rate: steep networks would saturate."""
+    parameters = optimizer.param_groups[0]["params"]
+    length = torch.nn.utils.get_total_norm(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, length)
+    optimizer.step()
 
 
 def _still(entry):

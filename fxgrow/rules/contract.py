@@ -98,11 +98,18 @@ def _matmul(
 
 
 def _hold(state: Propagation, op: str, planes: Iterable[Plane]) -> None:
-    """Only zeros may be added where weights are multiplied with weights (spectral norms)."""
+    """Only what adds nothing may be added where weights are multiplied with weights.
+
+    Where a factor is a buffer, or it isn't known what it is made of, the product may be the
+    size of a weight (spectral norms): zeros are all that can be added then.
+    """
+    planes, weights = list(planes), state.book.weights
+    made = [a for p in planes for term in (p.flow and p.flow.terms) or () for a in term]
+    plain = all(p.flow for p in planes) and all(weights.rank.get(a, 2) for a in made)
     for plane in planes:
-        axis = state.book.weights.closer(plane.zero)
+        axis = weights.closer(plane.zero)
         if axis is not None:
-            state.book.weights.rigid[axis] = state.where(op)
+            (weights.factors if plain else weights.rigid)[axis] = state.where(op)
 
 
 def mm(state: Propagation, call: Call) -> list[Plane]:

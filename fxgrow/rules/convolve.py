@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ..flows import Flow
     from ..propagate import Call, Propagation
 
 
@@ -49,9 +50,9 @@ def _dense_convolution(
 ) -> list[Plane]:
     """Virtual tensor: batch, out channel, in channel, space.
 
-    A channel's units along space become one. Units along space alone stay what they are under
-    kernels of one; larger ones mix them. ``given``: planes of the input, where they are not
-    its own.
+    A channel's units along space become one. Units along space alone, or of more kinds than
+    there are channels, stay what they are under kernels of one; larger ones mix them.
+    ``given``: planes of the input, where they are not its own.
     """
     x, weight = call.args[:2]
     spatial = x.ndim - 2
@@ -72,7 +73,7 @@ def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[P
     """Planes of a convolution's input, such that none varies along channels and space."""
     kept = []
     for plane in planes:
-        if all(d < 2 for d in plane.dims):
+        if all(d < 2 for d in plane.dims) or (_pointwise(call) and _stacked(state, plane)):
             kept.append(plane)
         elif 1 in plane.dims:
             first = plane.labels[(slice(None), slice(None), *[slice(1)] * (plane.labels.ndim - 2))]
@@ -83,6 +84,17 @@ def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[P
         else:
             state.freeze([plane], "kernel", call.name)
     return kept
+
+
+def _stacked(state: Propagation, plane: Plane) -> bool:
+    """Whether all positions in space are units of their own, and more than there are channels.
+
+    So they are where outputs lie in a stack, whose dimension is taken for that of channels.
+    """
+    if 1 not in plane.dims:
+        return False
+    roots = state.book.find(plane.labels[0]).reshape(plane.labels.shape[1], -1)
+    return roots.shape[1] > roots.shape[0] and len(np.unique(roots[0])) == roots.shape[1]
 
 
 def _pointwise(call: Call) -> bool:
@@ -133,10 +145,11 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     grid = rows.reshape(groups, -1)
     if grid.shape[1] > 1:
         state.book.unite(grid, grid[:, :1])
-    met = False
+    met, flows = False, []
     for plane in state.planes(x):
         if 1 in plane.dims:
             met = True
+            flows.append(plane.flow)
             spatial = [1] * (x.ndim - 2)
             target = grid[:, :1].reshape(1, groups, 1, *spatial)
             shape = plane.labels.shape
@@ -148,7 +161,17 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
     labels = rows.reshape(1, channels, *[1] * (x.ndim - 2))
     kept = [p for p in state.planes(x) if p.dims == (0,)]
     zero = tuple(a for p in planes if p.dims == (0,) for a in p.zero)
-    return [Plane(labels, zero), *kept]
+    return [Plane(labels, zero, _depthwise(state, call, planes, flows)), *kept]
+
+
+def _depthwise(
+    state: Propagation, call: Call, planes: Sequence[Plane], flows: list[Flow | None]
+) -> Flow | None:
+    """Flow of channels that a kernel of their own each is multiplied with."""
+    if call.args[1].shape[1] > 1 or call.args[6] or len(flows) != 1:
+        return None
+    own = [plane.flow for plane in planes if plane.dims == (0,)]
+    return state.book.flow(product, [*flows, *own]) if len(own) == 1 else None
 
 
 def _inside(state: Propagation, x: torch.Tensor, planes: Sequence[Plane]) -> bool:

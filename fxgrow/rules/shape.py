@@ -25,9 +25,14 @@ def _each(planes: Planes, move: Callable[[Labels], Labels]) -> list[Plane]:
 
 
 def _cut(planes: Planes, dim: int, piece: slice) -> list[Plane]:
-    """Slice where a plane varies along ``dim``."""
+    """Slice where a plane varies along ``dim``; nothing still has other dimensions."""
     index = (slice(None),) * dim + (piece,)
-    return _each(planes, lambda a: a[index] if a.shape[dim] > 1 else a)
+
+    def cut(a: Labels) -> Labels:
+        taken = a[index] if a.shape[dim] > 1 else a
+        return taken if taken.size else a.take([0], axis=dim)
+
+    return _each(planes, cut)
 
 
 def _taken(planes: Planes, dim: int, position: int) -> list[Plane]:
@@ -131,7 +136,9 @@ def unbind(state: Propagation, call: Call) -> list[list[Plane]]:
 
 def cat(state: Propagation, call: Call) -> list[Plane]:
     """Concatenate the planes that vary along ``dim``; the others meet."""
-    tensors = [x for x in call.args[0] if x.numel() > 0 or x.ndim > 1]
+    tensors = [x for x in call.args[0] if x.numel() > 0] or call.args[0]
+    if len(tensors) == 1:
+        return list(state.planes(tensors[0]))
     ndim = call.out.ndim
     dim = call.arg(1, "dim", 0) % ndim
     along, across = [], []
@@ -151,9 +158,7 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     if any(across):
         flat = [tuple(1 if d == dim else n for d, n in enumerate(x.shape)) for x in tensors]
         operands = list(zip(across, flat, strict=True))
-        result += state.book.meet(
-            operands, ndim, state.where(call.name), flow=total, product=len(tensors) == 1
-        )
+        result += state.book.meet(operands, ndim, state.where(call.name), flow=total)
     return result
 
 
