@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -267,7 +268,7 @@ def plot(task, arms, path):
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    colours = dict(zip(ARMS, plt.get_cmap("tab20").colors, strict=False))
+    colours = dict(zip(ARMS, cycle(plt.get_cmap("tab20").colors), strict=False))
     for arm, runs in arms.items():
         colour, width = colours[arm], 3 if arm == REFERENCE else 1.3
         if ARMS[arm] is None:
