@@ -1,6 +1,6 @@
 """Networks and data of the growth benchmark: small enough for two cores, real data.
 
-Scaled down, so that all arms, five seeds and six tasks take about an hour on one core: MNIST is
+Scaled down, so that all arms, five seeds and six tasks take about two hours of one core: MNIST is
 its 10,000 test images; CIFAR-10 is 6,000 of its images (3,000 to train on) at half size, 16 x 16
 (means of 2 x 2 pixels); networks are narrow, and train for tens of epochs in all. So accuracies
 compare arms; they are not those of these architectures.
@@ -38,7 +38,8 @@ class Task:
 
     ``budgets``: neurons of each round; ``epochs``: of the small network, and of each round;
     ``decay``: AdamW's, for every arm: that with the lowest validation loss of the network of the
-    final size, trained from scratch (``explore.py --decays``).
+    final size, trained from scratch (``explore.py --decays``); of those within 0.02 of it, the
+    one with the best accuracy.
     """
 
     name: str

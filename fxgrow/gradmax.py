@@ -84,6 +84,8 @@ def maximise_gradients(
     set to a small multiple of G(u), the gradient of the rows is that of ``|G(u)|**2 / 2``; it
     takes the rows' place. For linear units that is the power iteration of the paper's matrix.
 
+    Memory: a copy of the model, and the gradients of what makes and reads the new units.
+
     References
     ----------
     Evci, van Merrienboer, Unterthiner, Vladymyrov, Pedregosa: GradMax, arXiv 2201.05125.

@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+from checks import difference, doubled, no_dropout, outputs, step
 from handmade import IMAGES, convnet, data, mlp
+from networks import NETWORKS
 from torch import nn
 
 import fxgrow
+from fxgrow.data import main_output
 from fxgrow.gradmax import maximise_gradients
 from fxgrow.rows import activate_rows
 
@@ -85,6 +88,20 @@ def test_function_gradients_and_modes_are_kept(make, batches):
     assert changed and changed <= rows
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_function_is_kept_on_any_graph(network):
+    make, example = NETWORKS[network]
+    model, example = no_dropout(make()).double(), doubled(example)
+    inspection = fxgrow.inspect(model, example)
+    additions = {g.name: step(g, 3) for g in inspection.groups if g.recipe == "fresh"}
+    growth = fxgrow.widen(model, example, additions)
+    batches = [(example, None)] * 2
+    maximise_gradients(
+        growth.module, growth.groups, batches, lambda out, _: main_output(out).square().mean()
+    )
+    assert difference(outputs(model, example), outputs(growth.module, example)) <= 1e-10
+
+
 def test_rows_have_the_norm_of_the_old_ones_and_are_orthogonal():
     module, grown = mlp()
     maximise_gradients(module, grown, data())
@@ -115,3 +132,35 @@ def test_frozen_parameters_stay_frozen_and_still_get_rows():
     maximise_gradients(module, grown, data())
     assert not module[0].weight.requires_grad
     assert not torch.equal(module[0].weight, before)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_expand_starts_from_these_rows_by_default(epochs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].bias -= 1  # units drawn as for an untrained layer would hardly be on
+    batches = [(x.float(), y) for x, y in data(batches=8)]
+    options = {"budget": 6, "distributor": "uniform", "adjust_epochs": epochs}
+    growth = fxgrow.expand(model, batches, **options)
+    named = fxgrow.expand(model, batches, rows="gradmax", **options)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(growth.module.parameters(), named.module.parameters(), strict=True)
+    )
+    (group,) = fxgrow.activity(growth, batches).groups
+    assert group.to_dict()["new_inactive"] == 0
+    x = batches[0][0]
+    same = torch.allclose(growth.module(x), model(x), atol=1e-6)
+    assert same == (epochs == 0)
+
+
+def test_paper_and_kaiming_rows_are_as_drawn():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    batches = [(x.float(), y) for x, y in data()]
+    options = {"budget": 6, "distributor": "uniform", "adjust_epochs": 0}
+    drawn = fxgrow.widen(model, batches[0][0], {"0": 6}).module.state_dict()
+    for extra in ({"paper": True}, {"rows": "kaiming"}):
+        grown = fxgrow.expand(model, batches, **options, **extra).module.state_dict()
+        assert all(torch.equal(value, drawn[key]) for key, value in grown.items())
