@@ -97,10 +97,11 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
   the data once more for each group), and half a point or nothing on the MLPs. Pairwise and dense
   couplings cost 1 to 2 points at the growth step on MNIST, and end no better.
 - SVoD (`to svod` against `active`) beats uniform allocation outside of the interval on the residual
-  network alone (2.3 ± 1.6 points); random shares have the same mean there.
+  network alone (2.3 ± 1.6 points); random shares end no lower there, in the mean.
 - Copies (Net2Wider) have the activations of old units, and learn least.
-- Seconds of growth were taken on a busy machine: compare them with care. Tasks and arms with
-  fewer than five seeds are so for want of time; `growth.py` goes on where it stopped."""
+- Seconds of growth were taken on a busy machine: compare them with care. Arms with fewer than five
+  seeds, or missing (`swe dense` on two tasks), are so for want of time; `growth.py` goes on where
+  it stopped."""
 LOST = """Lost, or not worth it:
 
 - *Norm of new rows* x 0.5: more of them die. x 2: fewer die, with and without coupling; accuracy
