@@ -202,9 +202,7 @@ TASKS = {
         Task("mnist-mlp", "mnist", MLP, (784, 12, 12, 12), (24, 36, 48), (8, 6), 64, decay=0.3),
         Task("mnist-lopsided", "mnist", MLP, (784, 48, 3, 48), (12, 12, 12), (8, 6), 64, decay=0.3),
         Task("cifar-conv", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (8, 4), 64, 3e-3, 0.1),
-        Task(
-            "cifar-long", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (24, 16), 64, 3e-3, 0.1
-        ),
+        Task("cifar-long", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (24, 16), 64, 3e-3, 0.1),
         Task("cifar-resnet", "cifar", ResNet, (6, 6, 6), (6, 9, 12), (4, 3), 64, 3e-3, 0.1),
         Task("cifar-vit", "cifar", ViT, (24, 16, 16), (12, 20, 28), (5, 4), 64, 2e-3, 0.3),
     )
