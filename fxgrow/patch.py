@@ -17,6 +17,7 @@ from torch import fx
 
 from .patterns import is_pattern, patch_pattern
 from .propagate import Noted
+from .tracer import guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -277,7 +278,16 @@ def _layer_norm(site: Site) -> None:
         update(tuple(x.shape[-len(shape) :]))
 
 
+def _guarded(site: Site) -> None:
+    """Guard a size at the new width; the code goes on with the number that it was."""
+    source, expected = site.node.args[:2]
+    number = isinstance(expected, (int, float)) and not isinstance(expected, bool)
+    if isinstance(source, fx.Node) and number:
+        site.node.update_arg(1, type(expected)(site.values[source]))
+
+
 PATCHES: dict[Any, Callable[[Site], None]] = {
+    guard: _guarded,
     "view": _view,
     "reshape": _view,
     "expand": _view,
