@@ -281,9 +281,9 @@ def _layer_norm(site: Site) -> None:
 def _guarded(site: Site) -> None:
     """Guard a size at the new width; the code goes on with the number that it was."""
     source, expected = site.node.args[:2]
-    number = isinstance(expected, (int, float)) and not isinstance(expected, bool)
-    if isinstance(source, fx.Node) and number:
-        site.node.update_arg(1, type(expected)(site.values[source]))
+    if isinstance(source, fx.Node) and not isinstance(expected, bool):
+        kind = float if isinstance(expected, float) else int
+        site.node.update_arg(1, kind(site.values[source]))
 
 
 PATCHES: dict[Any, Callable[[Site], None]] = {
