@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
-from growth_tasks import DATA, TASKS
+from growth_tasks import DATA, LONG, TASKS
 from torch.nn import functional as F
 
 import fxgrow
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "growth.jsonl"
-DECAY = 0.1  # AdamW's, the same for every arm
 
 # How new units come in, allocated uniformly.
 EXTENDERS = {
@@ -35,18 +33,21 @@ EXTENDERS = {
     "active": {"extender": "active"},
     "swe laplacian": {"rows": "kaiming", "coupling": "laplacian"},
     "swe laplacian, active": {"rows": "active", "coupling": "laplacian"},
+    "swe laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
     "swe pairwise": {"rows": "kaiming", "coupling": "pairwise"},
     "swe dense": {"rows": "kaiming", "coupling": "dense"},
     "swe paper": {"rows": "kaiming", "paper": True},
     "net2wider": {"extender": "net2wider"},
+    "gradmax": {"extender": "gradmax"},
     "paired": {"extender": "paired"},
     "small random": {"extender": "zero", "noise": 1e-2},
 }
-# Where they go; they come in as active rows.
+# Where they go; they come in as active rows, and at the end as the default does.
 DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
-    for name in ("svod", "proportional", "random")
+    for name in ("svod", "gain", "proportional", "random")
 }
+DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 
 
@@ -59,7 +60,7 @@ def loader(split, batch, seed):
 
 def train(net, task, split, epochs, seed):
     """AdamW from anew."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=DECAY, fused=True)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
     net.train()
     for epoch in range(epochs):
         for x, y in loader(split, task.batch, 1000 * seed + epoch):
@@ -215,7 +216,6 @@ def run(task, arm, seed):
         "seed": seed,
         "rounds": rounds,
         "seconds": round(time.perf_counter() - start, 1),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
@@ -227,7 +227,8 @@ def read(path=RESULTS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    usual = [task for task in TASKS if task not in LONG]
+    parser.add_argument("--tasks", nargs="*", default=usual, choices=list(TASKS))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

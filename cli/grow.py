@@ -52,7 +52,7 @@ def expand(
     coupling: Annotated[
         str, use.chosen(use.COUPLINGS, "How SWE couples new and old units.")
     ] = "laplacian",
-    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "kaiming",
+    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "gradmax",
     epochs: Annotated[
         int | None,
         typer.Option(
@@ -145,7 +145,7 @@ def expand(
             task = work.prepare(found, data, batch_size, chosen, here)
             report = task.plan(html) if dry_run else task.grow(growing, target, html)
         if here.first:
-            report["random_votes"] = data is None and distributor == "svod"
+            report["random_votes"] = data is None and distributor in use.NEED_DATA
             _show(screen, report)
 
 

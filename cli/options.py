@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 UNITS = ("neurons", "params", "flops")
-DISTRIBUTORS = ("svod", "uniform", "proportional", "random")
-EXTENDERS = ("swe", "zero", "active", "net2wider", "paired")
-ROWS = ("kaiming", "active")
+DISTRIBUTORS = ("svod", "gain", "uniform", "proportional", "random")
+NEED_DATA = ("svod", "gain")
+EXTENDERS = ("swe", "zero", "active", "net2wider", "paired", "gradmax")
+ROWS = ("gradmax", "active", "kaiming")
 EMITS = ("graph", "module")
 COUPLINGS = ("laplacian", "pairwise", "dense")
 FORMATS = ("pt2", "onnx", "python")

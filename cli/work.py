@@ -17,6 +17,7 @@ from fxgrow.stages import grow
 from .additions import parse, planned
 from .data import find_data, random_data
 from .discover import Source, find_model
+from .options import NEED_DATA
 from .references import ZOOS, is_code_reference, resolve
 from .shapes import describe, find_inputs
 
@@ -219,7 +220,7 @@ def prepare(
     if data is not None:
         size = batch_size or DATA_BATCH
         batches = find_data(data, found.model, inputs=inputs, batch_size=size, seed=seed)
-    elif options["distributor"] == "svod":
+    elif options["distributor"] in NEED_DATA:
         size = batch_size or RANDOM_BATCH
         batches = random_data(found.model, inputs, batch_size=size, seed=seed)
     # the data's own first batch is the better example, unless inputs were named

@@ -108,7 +108,7 @@ def expand(
     distributor: str = "svod",
     extender: str = "swe",
     coupling: str = "laplacian",
-    rows: str = "kaiming",
+    rows: str = "gradmax",
     paper: bool = False,
     candidates: Candidates | None = None,
     adjust_epochs: int = 1,
@@ -137,10 +137,12 @@ def expand(
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
-    distributor : {"svod", "uniform", "proportional", "random"}
-    extender : {"swe", "zero", "active", "net2wider", "paired"}
+    distributor : {"svod", "gain", "uniform", "proportional", "random"}
+    extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
-    rows : {"kaiming", "active"}, see :mod:`fxgrow.rows`
+    rows : {"gradmax", "active", "kaiming"}
+        Of new units before SWE couples them, see :mod:`fxgrow.gradmax` and :mod:`fxgrow.rows`;
+        the last as published (``paper`` means it).
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional
@@ -223,8 +225,7 @@ def expand(
         growth = grow(model, inspection, plan, seed=seed, emit=emit, verify=True, votes=votes)
         training = growth.module.training
         fresh = [g for g in growth.groups if g.recipe != "copies"]  # these are settled already
-        looked_at = data if adjust_epochs or extender != "swe" else None
-        adjusted = extend(growth.module, fresh, looked_at, loss, options, progress)
+        adjusted = extend(growth.module, fresh, data, loss, options, progress)
         growth.module.train(training)
         team.settle(growth.module, plan=plan, votes=votes)
     report = dict(growth.report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,6 +13,9 @@ from .ir import Group, Unit
 from .plan import price
 
 Candidates = Literal["auto", "paper"] | int
+
+FEWEST = 8
+"""Candidates that every group can have, however small the budget's share."""
 
 
 def candidate_count(
@@ -30,8 +34,10 @@ def candidate_count(
     budget : float
         The budget K, in ``unit``.
     candidates : {"auto", "paper"} or int
-        ``"paper"``: what 2K buys. ``"auto"``: the same, but at most the group's width
-        (the clone of the paper grows quadratically in K). A number: that many units.
+        ``"paper"``: what 2K buys. ``"auto"``: the same, but no more than it takes for four
+        times the budget to stand in all, so that the clone costs about as much as the model
+        (that of the paper grows quadratically in K); at least eight; and as many in every
+        group, or groups with more candidates win more votes. A number: that many units.
     unit : {"neurons", "params", "flops"}
         What the budget counts.
 
@@ -61,13 +67,15 @@ def candidate_count(
             f"a budget of {budget:g} {unit} buys nothing: the cheapest step is one of "
             f"{cheapest!r} for {steps[cheapest]} {unit}"
         )
+    # neither frozen, nor free in this unit, nor too dear
+    standing = [group for group in groups if 0 < steps.get(group.name, 0) <= budget]
+    total = sum(price(group, unit) for group in standing)
+    enough = max(FEWEST, math.ceil(4 * budget / max(1, total)))
     counts = {}
-    for group in groups:
-        if not 0 < steps.get(group.name, 0) <= budget:
-            continue  # frozen, free in this unit, or too dear
+    for group in standing:
         units = candidates if isinstance(candidates, int) else int(2 * budget // price(group, unit))
         if candidates == "auto":
-            units = min(units, group.width)
+            units = min(units, enough)
         counts[group.name] = max(1, units // group.multiple_of) * group.multiple_of
     return counts
 

@@ -68,6 +68,20 @@ class Rows:
         else:
             moved.index_add_(0, self.index, shaped)
 
+    def put_(self, tensor: torch.Tensor, rows: torch.Tensor) -> None:
+        """Write ``rows`` (as from :meth:`gather`) into the slices of ``tensor``, in place."""
+        if rows.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+            return  # a view: it is there already
+        moved = tensor.movedim(self.dim, 0)
+        if self.index is None:
+            moved.copy_(rows.reshape(moved.shape))
+        else:
+            moved.index_copy_(0, self.index, rows.reshape(len(self.index), *moved.shape[1:]))
+
+    def fill(self, tensor: torch.Tensor) -> bool:
+        """Say whether ``tensor`` has no other slices than these."""
+        return self.index is None or len(self.index) == tensor.shape[self.dim]
+
 
 class Coupling(Protocol):
     """State of the coupling of one slot while it is adjusted."""
@@ -125,11 +139,17 @@ def laplacian(grad: torch.Tensor, old: int) -> torch.Tensor:
     old : int
         Number of old rows.
     """
+    return laplacian_(grad.clone(), old)
+
+
+def laplacian_(grad: torch.Tensor, old: int) -> torch.Tensor:
+    """Do as :func:`laplacian`, in place."""
     first, second = grad[:old], grad[old:]
-    result = torch.empty_like(grad)
-    torch.sub(first * len(second), second.sum(0), out=result[:old])
-    torch.sub(second * len(first), first.sum(0), out=result[old:])
-    return result
+    sums = -first.sum(0), -second.sum(0)
+    # in one pass over the rows each
+    torch.add(sums[1], first, alpha=len(second), out=first)
+    torch.add(sums[0], second, alpha=len(first), out=second)
+    return grad
 
 
 @dataclass(eq=False)
@@ -270,12 +290,16 @@ class CouplingSetup:
         Given D, ``(new, old, ...)``, for couplings that store it.
     std : float
         Standard deviation of the initial D.
+    in_place : bool
+        Steps depend on gradients alone (no decay), so that those of a displacement are
+        those of the rows: a coupling that only turns gradients needs no displacement.
     """
 
     adam: AdamSettings
     generator: torch.Generator
     initial: torch.Tensor | None = None
     std: float = 1e-4
+    in_place: bool = False
 
 
 COUPLINGS: Mapping[str, Callable[[Rows, torch.Tensor, CouplingSetup], Coupling]] = {

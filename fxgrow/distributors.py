@@ -66,6 +66,7 @@ def random(
 
 
 DISTRIBUTORS: Mapping[str, Distributor] = {
+    "gain": svod,
     "proportional": proportional,
     "random": random,
     "svod": svod,
@@ -73,7 +74,7 @@ DISTRIBUTORS: Mapping[str, Distributor] = {
 }
 """Distributors by name."""
 
-NEEDS_VOTE = frozenset({"svod"})
+NEEDS_VOTE = frozenset({"gain", "svod"})
 """Names of distributors that need the outcome of a vote, hence data."""
 
 

@@ -16,6 +16,7 @@ import torch
 from .calibrate import calibrate_norms
 from .data import LossFn, Progress
 from .errors import InputError
+from .gradmax import maximise_gradients
 from .initialisers import copy_units, pair_units
 from .ir import GrownGroup
 from .reduce import Mean, alone
@@ -31,8 +32,8 @@ class ExtendOptions:
     ----------
     coupling, paper, epochs, lr
         See :func:`fxgrow.swe.adjust`.
-    rows : {"active", "kaiming"}
-        Of the new units, before they are coupled (``paper`` means the latter).
+    rows : {"active", "gradmax", "kaiming"}
+        Of the new units, before they are coupled (``paper`` means the last).
     seed : int
         Of everything random.
     mean : callable
@@ -43,7 +44,7 @@ class ExtendOptions:
     paper: bool = False
     epochs: int = 1
     lr: float = 1e-3
-    rows: str = "kaiming"
+    rows: str = "gradmax"
     seed: int = 0
     mean: Mean = alone
 
@@ -92,10 +93,6 @@ def active(
     return zero(module, grown, data, loss, options, progress)
 
 
-ROWS: Mapping[str, Extender] = {"active": active, "kaiming": zero}
-"""Rows that SWE starts from, by name."""
-
-
 def net2wider(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
@@ -123,6 +120,30 @@ def paired(
     return zero(module, grown, data, loss, options, progress)
 
 
+def gradmax(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Insert rows of largest outgoing gradients (:mod:`fxgrow.gradmax`); nothing is trained.
+
+    Groups that this is not made for get active rows.
+    """
+    done = maximise_gradients(
+        module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
+    )
+    rest = [group for group in grown if group.name not in done]
+    activate_rows(module, rest, data, seed=options.seed, progress=progress, mean=options.mean)
+    return zero(module, grown, data, loss, options, progress)
+
+
+ROWS: Mapping[str, Extender] = {"active": active, "gradmax": gradmax, "kaiming": zero}
+"""Rows that SWE starts from, by name."""
+
+
 def swe(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
@@ -133,7 +154,7 @@ def swe(
 ) -> AdjustReport | None:
     """Calibrate norms, then couple, adjust and fold (paper, section SWE).
 
-    With zero epochs, or without data, this is pure insertion.
+    With zero epochs, or without data, this is pure insertion, of the rows that were asked for.
     """
     if options.rows not in ROWS:
         raise InputError(f"unknown rows {options.rows!r}; take one of {', '.join(sorted(ROWS))}")
@@ -158,6 +179,7 @@ def swe(
 
 EXTENDERS: Mapping[str, Extender] = {
     "active": active,
+    "gradmax": gradmax,
     "net2wider": net2wider,
     "paired": paired,
     "swe": swe,

@@ -13,6 +13,7 @@ from .api import expand, inspect
 from .budgets import Size
 from .checkpoint import undisturbed
 from .data import batch_loss, batches, check_data
+from .distributors import NEEDS_VOTE
 from .errors import InputError
 from .ir import Fill
 from .reduce import samples
@@ -58,9 +59,10 @@ class GrowthSettings:
                 raise InputError(f"{name} is {value!r}; take one of {', '.join(allowed)}")
         if self.data is not None:
             check_data(self.data)
-        elif self.options.get("distributor", "svod") == "svod":
+        elif self.options.get("distributor", "svod") in NEEDS_VOTE:
+            name = self.options.get("distributor", "svod")
             raise InputError(
-                "the votes of distributor 'svod' need data; pass data=, or distributor='uniform'"
+                f"the votes of distributor {name!r} need data; pass data=, or distributor='uniform'"
             )
 
     @property

@@ -165,9 +165,9 @@ class Votes:
     Attributes
     ----------
     values : dict of str to numpy.ndarray, shape ``(candidates,)``
-        Mean dL/dy of every candidate of every group; negative is good.
+        Mean dL/dy (gain: change of the loss) of every candidate of every group; negative is good.
     counts : dict of str to int
-        How many of the K steepest candidates belong to each group.
+        How many of the K steepest candidates belong to each group; in general, shares.
     noise : dict of str to float
         Standard deviation of a group's count over batches or draws.
     """

@@ -112,7 +112,7 @@ def make_plan(
     *Neurons* follow the paper's rule (section SVoD): each group gets
     ``round(votes / all votes * budget)``, the remainder is given or taken in order of
     votes. *Params* and *flops* are spent in order of steepness per cost (in proportion to
-    the counts where there are no values) until nothing more fits. If nobody voted, all
+    the counts for other distributors than SVoD) until nothing more fits. If nobody voted, all
     groups share equally.
 
     ``round_to`` applies to the new width in units: widths become multiples of it, and
@@ -200,7 +200,7 @@ def _order(
 ) -> list[str]:
     """Names of groups in the order in which single units are bought."""
     prices = {group.name: max(1, price(group, unit)) for group in groups}
-    if unit != "neurons" and votes.values:
+    if unit != "neurons" and votes.distributor == "svod" and votes.values:
         steep = [
             (float(value) / prices[group.name], number, group.name)
             for number, group in enumerate(groups)

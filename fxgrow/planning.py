@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from .data import check_data
 from .distributed import together
-from .distributors import distribute
+from .distributors import NEEDS_VOTE, distribute
 from .errors import InputError
 from .inspection import Inspection, inspect_model
+from .measuring import votes_on
 from .plan import make_plan
-from .stages import asked, check_growable, fit_for, settled, shared_example, votes_on
+from .stages import asked, check_growable, fit_for, settled, shared_example
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,7 +61,8 @@ def vote(
         the default one.
     unit : {"neurons", "params", "flops"}
     candidates : "auto", "paper" or int
-        Candidates per group: 2K, by default at most the group's width.
+        Candidates per group: 2K; by default fewer, see
+        :func:`fxgrow.ballot.candidate_count`.
     include, exclude : sequence of str
         Shell patterns over group and layer names.
     inner : sequence of str
@@ -135,9 +137,9 @@ def plan_for(
     unit : {"neurons", "params", "flops"}
     loss : callable, str or None
         ``None``: cross entropy for integer targets, MSE for float.
-    distributor : {"svod", "uniform", "proportional", "random"}
+    distributor : {"svod", "gain", "uniform", "proportional", "random"}
     candidates : "auto", "paper" or int, optional
-        Candidates per group of the vote (see :func:`vote`).
+        Candidates per group of the vote (see :func:`vote`); 8 for ``"gain"``.
     round_to : int
         New widths are multiples of it where possible.
     include, exclude : sequence of str
@@ -186,15 +188,16 @@ def plan_for(
         check_growable(inspection)
         budget = settled(budget, unit, inspection)
         cast: Votes | None = None
-        if distributor == "svod":
+        if distributor in NEEDS_VOTE:
             if data is None:
                 raise InputError(
-                    "distributor 'svod' needs data to vote on; pass data, or distributor='uniform'"
+                    f"distributor {distributor!r} needs data to vote on; pass data, or "
+                    "distributor='uniform'"
                 )
-            chosen = candidates or "auto"
             cast = votes_on(
-                model, inspection, data, loss, budget, unit, chosen, seed, progress, team.mean
-            )
+                model, inspection, data, loss, budget, unit, candidates, seed, progress, team.mean,
+                distributor,
+            )  # fmt: skip
         votes = distribute(
             distributor, inspection.groups, budget=budget, unit=unit, seed=seed, votes=cast
         )

@@ -20,7 +20,7 @@ from .ir import GrownGroup, GrownSlot
 from .preserve import weight_of
 from .reduce import Mean, alone
 
-__all__ = ["activate_rows"]
+__all__ = ["activate_rows", "drawn_rows"]
 
 
 def activate_rows(
@@ -29,6 +29,7 @@ def activate_rows(
     data: Iterable[Any] | None,
     *,
     samples: int = 1024,
+    on: float | None = 0.5,
     seed: int = 0,
     progress: Progress | None = None,
     mean: Mean = alone,
@@ -49,6 +50,9 @@ def activate_rows(
         Targets are not used. See :mod:`fxgrow.data`.
     samples : int
         Pre-activations to take the median of, per unit, about.
+    on : float or None
+        Share of the samples that new units are on for, if another than half (0 to 1). None: on
+        where they are above their mean, which processes agree on exactly.
     seed : int
         Of the positions that are looked at, in images and sequences.
     progress : callable, optional
@@ -69,20 +73,23 @@ def activate_rows(
     tensors = dict(module.named_parameters(remove_duplicate=False))
     fresh = [group for group in grown if group.recipe == "fresh"]
     for group in fresh:
-        for slot in _drawn(group):
+        for slot in drawn_rows(group):
             if slot.tensor in tensors and tensors[slot.tensor].ndim > 1:
                 _rescale(tensors[slot.tensor], slot)
     biased = _biases(fresh, tensors)
     if data is None or not biased:
         return ()
-    watch = _PreActivations(
-        {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}, samples, seed
+    slots = {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}
+    watch = (
+        _Means(slots, samples, seed)
+        if on is None
+        else _PreActivations(slots, samples, seed, 1 - on)
     )
     _look(module, data, watch, progress)
     names = sorted(biased)
-    medians = [watch.median(id(tensors[weight_of(name)])) for name in names]
     like = [tensors[name].detach()[_index(biased[name], tensors[name])] for name in names]
-    shared = mean(medians, 1.0, "medians of new units", like)
+    keys = [id(tensors[weight_of(name)]) for name in names]
+    shared = watch.middles(keys, like, mean)
     found = [name for name, median in zip(names, shared, strict=True) if median is not None]
     for name, median in zip(names, shared, strict=True):
         if median is not None:
@@ -92,8 +99,17 @@ def activate_rows(
     return tuple(found)
 
 
-def _drawn(group: GrownGroup) -> list[GrownSlot]:
-    """Return the producers whose new rows were drawn."""
+def drawn_rows(group: GrownGroup) -> list[GrownSlot]:
+    """Return the producers whose new rows were drawn.
+
+    Parameters
+    ----------
+    group : GrownGroup
+
+    Returns
+    -------
+    list of GrownSlot
+    """
     return [s for s in group.slots if s.role == "producer" and not s.filling.kind]
 
 
@@ -123,7 +139,7 @@ def _biases(
     """Biases of new rows, by name, where no norm follows."""
     found = {}
     for group in grown:
-        drawn = {slot.tensor: slot for slot in _drawn(group)}
+        drawn = {slot.tensor: slot for slot in drawn_rows(group)}
         if any(slot.role == "norm" for slot in group.slots):
             continue
         for name, slot in drawn.items():
@@ -158,10 +174,14 @@ def _look(
 class _PreActivations(TorchFunctionMode):
     """Collects values of new units, by the identity of the weight that makes them."""
 
-    def __init__(self, slots: Mapping[int, GrownSlot], samples: int, seed: int) -> None:
+    def __init__(
+        self, slots: Mapping[int, GrownSlot], samples: int, seed: int, below: float = 0.5
+    ) -> None:
         super().__init__()
         self.slots = slots
         self.samples = samples
+        self.below = below
+        self.counts: dict[int, int] = defaultdict(int)
         self.generator = torch.Generator().manual_seed(seed)
         self.seen: dict[int, list[torch.Tensor]] = defaultdict(list)
 
@@ -195,11 +215,42 @@ class _PreActivations(TorchFunctionMode):
         counts = [sum(map(len, self.seen[key])) for key in self.slots]
         return min(counts, default=0) >= self.samples
 
-    def median(self, key: int) -> torch.Tensor | None:
-        """Return the median of every new unit's values, shape ``(added,)``."""
-        if key not in self.seen:
-            return None
-        return torch.cat(self.seen[key]).float().median(dim=0).values
+    def middles(
+        self, keys: Sequence[int], like: Sequence[torch.Tensor], mean: Mean
+    ) -> list[torch.Tensor | None]:
+        """Return what a share of each new unit's values exceed, shape ``(added,)``, by key."""
+        own = [self._quantile(self.seen[key]) if key in self.seen else None for key in keys]
+        return mean(own, 1.0, "medians of new units", like)
+
+    def _quantile(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:
+        values = torch.cat(list(seen))
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return values.kthvalue(1 + int(self.below * (len(values) - 1)), dim=0).values
+
+
+class _Means(_PreActivations):
+    """Takes means of all batches in place of quantiles: the same on any number of processes."""
+
+    def _collect(self, key: int, out: torch.Tensor, dim: int) -> None:
+        values = out.index_select(dim, _index(self.slots[key], out)).movedim(dim, -1)
+        rows = values.reshape(-1, values.shape[-1])
+        self.counts.setdefault(len(self.seen[key]), len(rows))
+        self.seen[key].append(rows.to(torch.promote_types(rows.dtype, torch.float32)).mean(0))
+
+    def enough(self) -> bool:
+        return False
+
+    def middles(
+        self, keys: Sequence[int], like: Sequence[torch.Tensor], mean: Mean
+    ) -> list[torch.Tensor | None]:
+        found: dict[int, list[torch.Tensor]] = defaultdict(list)
+        for call, count in self.counts.items():
+            own = [seen[call] if call < len(seen := self.seen[key]) else None for key in keys]
+            values = mean(own, count, f"means of new units, call {call}", like)
+            for key, value in zip(keys, values, strict=True):
+                if value is not None:
+                    found[key].append(value)
+        return [torch.stack(found[key]).mean(0) if found[key] else None for key in keys]
 
 
 # Functions of (input, weight, ...), and which dimension from the end holds the channels.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .coupling import COUPLINGS, Coupling, CouplingSetup, Rows
-from .ir import GrownGroup
+from .coupling import COUPLINGS, Coupling, CouplingSetup, Rows, laplacian_
+from .ir import GrownGroup, GrownSlot
 from .precision import master
 
 
@@ -18,7 +18,8 @@ class Site:
 
     Without ``views`` the optimizer steps the parameter itself. With views (coupled rows)
     the parameter holds the effective values: ``base`` plus the couplings' displacements.
-    Of a parameter of half precision ``base`` is a float32 copy.
+    Of a parameter of half precision ``base`` is a float32 copy. ``turned`` rows have no
+    displacement: the optimizer steps ``base`` itself on the Laplacian of its gradient.
     """
 
     name: str
@@ -27,10 +28,11 @@ class Site:
     views: tuple[tuple[Rows, Coupling], ...]
     next_layer: bool
     pending: tuple[tuple[int, torch.Tensor], ...]
+    turned: Rows | None = None
 
     def trained(self, paper: bool) -> list[torch.Tensor]:
         """Return what the optimizer steps (``paper``: own rows decay, so they do too)."""
-        own = [self.base] if self.next_layer or paper else []
+        own = [self.base] if self.next_layer or paper or self.turned else []
         return own + [tensor for _, coupling in self.views for tensor in coupling.trained]
 
     def place(self) -> None:
@@ -65,7 +67,10 @@ class Site:
             grad.index_fill_(dim, index, 0)
         for rows, coupling in self.views:
             coupling.pull(rows.gather(grad))
-        if self.base is not self.param and self.next_layer:
+        if self.turned:
+            matrix = self.turned.gather(grad)
+            self.turned.put_(grad, laplacian_(matrix, self.turned.old))
+        if self.base is not self.param and (self.next_layer or self.turned):
             self.base.grad = grad
         elif self.views and paper:
             self.base.grad = torch.zeros_like(grad)
@@ -102,27 +107,31 @@ def collect(
         Coupled tensors first.
     """
     params = dict(module.named_parameters(remove_duplicate=False))
-    views: dict[str, list[tuple[Rows, Coupling]]] = {}
+    following = _next_layer(group, params)
+    coupled: dict[str, list[GrownSlot]] = {}
     for slot in group.slots:
         param = params.get(slot.tensor)
-        if slot.role != "producer" or param is None or not param.requires_grad:
-            continue
-        rows = Rows.of(slot, param)
-        like = rows.gather(master(param).detach())
-        own = replace(setup, initial=initial.get(slot.tensor))
-        views.setdefault(slot.tensor, []).append((rows, COUPLINGS[coupling](rows, like, own)))
-    following = _next_layer(group, params)
-    return [
-        Site(
-            name=name,
-            param=params[name],
-            base=master(params[name].detach().clone() if name in views else params[name]),
-            views=tuple(views.get(name, ())),
-            next_layer=name in following,
-            pending=_pending(name, params[name], later),
-        )
-        for name in (*views, *(name for name in following if name not in views))
-    ]
+        if slot.role == "producer" and param is not None and param.requires_grad:
+            coupled.setdefault(slot.tensor, []).append(slot)
+    in_place = setup.in_place and coupling == "laplacian"
+    readers = {id(params[name]) for name in following}
+    own_rows = {id(params[name]) for name in coupled}
+    sites = []
+    for name in (*coupled, *(n for n in following if id(params[n]) not in own_rows)):
+        param, reads = params[name], id(params[name]) in readers
+        rows = [Rows.of(slot, param) for slot in coupled.get(name, ())]
+        # a tensor whose rows are read by its own columns has two kinds of steps
+        turn = in_place and len(rows) == 1 and not reads and rows[0].fill(param)
+        own = replace(setup, initial=initial.get(name))
+        views = () if turn else tuple((r, _start(coupling, r, param, own)) for r in rows)
+        base = master(param.detach().clone() if views else param)
+        pending = _pending(name, param, later)
+        sites.append(Site(name, param, base, views, reads, pending, rows[0] if turn else None))
+    return sites
+
+
+def _start(coupling: str, rows: Rows, param: torch.Tensor, setup: CouplingSetup) -> Coupling:
+    return COUPLINGS[coupling](rows, rows.gather(master(param).detach()), setup)
 
 
 def _next_layer(group: GrownGroup, params: Mapping[str, torch.nn.Parameter]) -> tuple[str, ...]:

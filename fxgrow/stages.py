@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import report as reports
-from .ballot import candidate_count
 from .budgets import Size, parse_budget
 from .configure import follow_config
 from .data import batches
@@ -21,16 +20,12 @@ from .plan import MAX_ADDED
 from .rewrite import rewrite
 from .told import Told, follow_told
 from .verify import verify as verify_models
-from .vote import cast_votes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from .ballot import Candidates
-    from .data import LossFn, Progress
     from .distributed import Team
     from .inspection import Inspection
-    from .reduce import Mean
     from .trace import Inputs
 
 __all__ = [
@@ -45,7 +40,6 @@ __all__ = [
     "settled",
     "shared_example",
     "to_device",
-    "votes_on",
 ]
 
 
@@ -211,58 +205,6 @@ def input_spec(inputs: Inputs) -> dict[str, Any]:
         "args": [spec(a) for a in inputs.args],
         "kwargs": {k: spec(v) for k, v in inputs.kwargs.items()},
     }
-
-
-def votes_on(
-    model: torch.nn.Module,
-    inspection: Inspection,
-    data: Iterable[Any],
-    loss: LossFn | str | None,
-    budget: float,
-    unit: Unit,
-    candidates: Candidates,
-    seed: int,
-    progress: Progress | None,
-    mean: Mean,
-) -> Votes:
-    """Let candidates in a widened clone vote on a budget (see :func:`fxgrow.vote`).
-
-    Raises
-    ------
-    BudgetError
-        When the budget buys no unit of any group.
-    DataError
-        When data or loss are of no use.
-    NothingToGrow
-        When every group is frozen.
-
-    References
-    ----------
-    arXiv 2509.18842, section SVoD.
-    """
-    check_growable(inspection)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise NothingToGrow(
-            "no parameter requires gradients, so no candidate could ever train; call "
-            "model.requires_grad_(True), or grow by hand with widen()"
-        )
-    counts = candidate_count(inspection.groups, budget, candidates, unit=unit)
-    if not counts:
-        raise BudgetError(f"a budget of {budget:g} {unit} buys no unit of any group")
-    emit = "module" if inspection.analysis.traced.obstacle else "graph"
-    clone = rewrite(model, inspection, counts, seed=seed, emit=emit)
-    return cast_votes(
-        clone.module,
-        clone.groups,
-        inspection.groups,
-        data,
-        loss,
-        budget=budget,
-        unit=unit,
-        seed=seed,
-        progress=progress,
-        mean=mean,
-    )
 
 
 def asked(budget: float | str, unit: Unit) -> tuple[float | str, Unit]:

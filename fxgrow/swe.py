@@ -166,7 +166,8 @@ def adjust(
         return report
     generator = torch.Generator().manual_seed(seed)
     done = []
-    setup = CouplingSetup(settings.adam, generator)
+    in_place = optimizer is None and not settings.adam.weight_decay
+    setup = CouplingSetup(settings.adam, generator, in_place=in_place)
     with seeded(seed, module), NormsFixed(module):
         for number, group in enumerate(turns):
             initial = settings.initial.get(group.name, {})
@@ -256,18 +257,19 @@ def _adjust_group(
             for number, (inputs, targets) in enumerate(batches(data, module)):
                 where = f"adjusting {group.name}, epoch {epoch}, batch {number}"
                 value = _step(module, sites, inputs, targets, loss, number, settings, where)
-                if value is None:
+                if value is None and not (epoch or values):
                     _for_all(sites, Site.reset)
                     return AdjustedGroup(group.name, skipped="the loss does not depend on it")
-                if stepper is not None:
-                    stepper.step()
-                values.append(value)
-                tell(epoch, len(values))
-            losses.append(sum(values) / len(values))
+                if value is not None:  # else this batch took another way through the model
+                    if stepper is not None:
+                        stepper.step()
+                    values.append(value)
+                tell(epoch, number + 1)
+            losses.append(sum(values) / max(1, len(values)))
         _for_all(sites, Site.place)
     return AdjustedGroup(
         group.name,
-        coupled=tuple(site.name for site in sites if site.views),
+        coupled=tuple(site.name for site in sites if site.views or site.turned),
         trained=tuple(site.name for site in sites if site.next_layer),
         losses=tuple(losses),
         couplings={

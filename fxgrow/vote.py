@@ -1,14 +1,17 @@
 """SVoD: which layers want more neurons (paper arXiv 2509.18842, section SVoD).
 
 A clone of the network with small random candidates in every group is trained for an
-epoch; then each candidate ``j`` is judged by ``dL/dy_j``, the slope of the loss when its
+epoch; each candidate ``j`` is judged by ``dL/dy_j``, the slope of the loss when its
 pre-activation is multiplied by ``1 + y_j``. No gate is ever built: by the chain rule
-``dL/dy_j = <grad W_j, W_j> + grad b_j * b_j`` over the rows that compute the unit.
+``dL/dy_j = <grad W_j, W_j> + grad b_j * b_j`` over the rows that compute the unit. So any
+backward pass judges: by default those of the second half of the training, as published those
+of a pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,11 @@ import torch
 
 from .ballot import Candidates, candidate_count, count_votes, vote_noise
 from .data import LossFn, Progress, batch_loss, batches, count_batches, seeded
-from .ir import Group, GrownGroup, GrownSlot, Unit, Votes
+from .ir import Group, GrownGroup, Unit, Votes
 from .plan import price
 from .precision import Masters
 from .reduce import Mean, alone, average_gradients, samples
+from .slopes import Judge, gate_gradients, gate_gradients_by_batch, named_tensors
 
 __all__ = [
     "Candidates",
@@ -29,6 +33,7 @@ __all__ = [
     "fill_candidates",
     "gate_gradients",
     "gate_gradients_by_batch",
+    "train_and_judge",
     "train_candidates",
     "vote_noise",
 ]
@@ -58,7 +63,7 @@ def fill_candidates(
     scale : float
         Half the width of the distribution.
     """
-    tensors = _tensors(module)
+    tensors = named_tensors(module)
     for group in grown:
         for slot in group.slots:
             tensor = tensors[slot.tensor]
@@ -86,6 +91,8 @@ def train_candidates(
     momentum: float = 0.1,
     progress: Progress | None = None,
     mean: Mean = alone,
+    resting: Sequence[torch.Tensor] = (),
+    watch: Callable[[], None] | None = None,
 ) -> None:
     """Train the clone's weights that require gradients with RMSprop, in train mode, in place.
 
@@ -103,13 +110,18 @@ def train_candidates(
         Told ``(stage, done, total)``.
     mean : callable
         Averages over processes (see :mod:`fxgrow.reduce`).
+    resting : sequence of torch.Tensor
+        Parameters that get gradients but are never stepped.
+    watch : callable, optional
+        Called when the gradients of a batch are there, before the step.
 
     Raises
     ------
     DataError
         See :func:`fxgrow.data.batch_loss`.
     """
-    weights = [p for p in module.parameters() if p.requires_grad]
+    rest = {id(tensor) for tensor in resting}
+    weights = [p for p in module.parameters() if p.requires_grad and id(p) not in rest]
     masters = Masters(weights)
     optimizer = torch.optim.RMSprop(masters.tensors, lr=lr, alpha=alpha, momentum=momentum)
     module.train()
@@ -119,7 +131,9 @@ def train_candidates(
             module.zero_grad()
             torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
             where = f"candidates' training, epoch {epoch}, batch {number}"
-            average_gradients(mean, weights, samples(inputs), where)
+            average_gradients(mean, [*weights, *resting], samples(inputs), where)
+            if watch:
+                watch()
             masters.pull()
             optimizer.step()
             masters.push()
@@ -128,84 +142,60 @@ def train_candidates(
                 progress("vote: training candidates", done, total)
 
 
-def gate_gradients(
+def train_and_judge(
     module: torch.nn.Module,
     grown: Sequence[GrownGroup],
     data: Iterable[Any],
     loss: LossFn | str | None = None,
     *,
+    epochs: int = 1,
+    lr: float = 1e-3,
     progress: Progress | None = None,
     mean: Mean = alone,
 ) -> dict[str, np.ndarray]:
-    """Mean over the batches of ``dL/dy`` for every candidate of every group.
+    """Train the candidates and judge them meanwhile: half the cost of two passes.
 
-    See :func:`gate_gradients_by_batch` for parameters and errors.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, shape ``(added,)``
-        Negative is good: the loss falls when the unit's part grows.
-    """
-    by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress, mean=mean)
-    return {name: values.mean(axis=0) for name, values in by_batch.items()}
-
-
-def gate_gradients_by_batch(
-    module: torch.nn.Module,
-    grown: Sequence[GrownGroup],
-    data: Iterable[Any],
-    loss: LossFn | str | None = None,
-    *,
-    progress: Progress | None = None,
-    mean: Mean = alone,
-) -> dict[str, np.ndarray]:
-    """``dL/dy`` of every candidate on every batch, without any optimizer step.
-
-    The gate sits on the unit's norm where it has one (``<grad gamma, gamma> +
-    <grad beta, beta>``; before a batch norm in train mode the slope would be an artefact
-    of its eps), else on the rows that compute the unit, summed over all of them.
+    The slopes are those of the backward passes of the second half of the training, when
+    the candidates have settled. Rows whose parameters rest are judged, but never stepped.
 
     Parameters
     ----------
-    module : torch.nn.Module
-        The trained clone; run in train mode.
-    grown : sequence of GrownGroup
-        Its candidates.
-    data : iterable of (inputs, targets)
-        See :mod:`fxgrow.data`.
-    loss : callable, str or None
-        See :func:`fxgrow.data.resolve_loss`.
-    progress : callable, optional
-        Told ``(stage, done, total)``.
-    mean : callable
-        Averages over processes (see :mod:`fxgrow.reduce`).
+    module, grown, data, loss, progress, mean
+        See :func:`gate_gradients_by_batch`.
+    epochs, lr : int, float
+        See :func:`train_candidates`.
 
     Returns
     -------
     dict of str to numpy.ndarray, shape ``(batches, added)``
-        In float64.
+        In float64; half as many batches, rounded up, as were trained on.
 
     Raises
     ------
     DataError
         See :func:`fxgrow.data.batch_loss`.
     """
-    tensors = _tensors(module)
-    voting = {group.name: _voting_slots(group, tensors) for group in grown}
-    values: dict[str, list[np.ndarray]] = {group.name: [] for group in grown}
-    total = count_batches(data)
-    module.train()
-    for number, (inputs, targets) in enumerate(batches(data, module)):
-        module.zero_grad(set_to_none=True)
-        torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
-        slopes = [torch.from_numpy(_group_slopes(g, voting[g.name], tensors)) for g in grown]
-        where = f"candidates' judging, batch {number}"
-        for group, row in zip(grown, mean(slopes, samples(inputs), where), strict=True):
-            values[group.name].append(np.zeros(group.added) if row is None else row.numpy())
-        if progress:
-            progress("vote: judging candidates", number + 1, total)
+    judge = Judge(module, grown)
+    resting = [tensor for tensor in judge.judged if not tensor.requires_grad]
+    for tensor in resting:
+        tensor.requires_grad_(True)
+    rows: deque[list[np.ndarray]] = deque()
+    done = 0
+
+    def watch() -> None:
+        nonlocal done
+        done += 1
+        rows.append(judge.slopes())
+        if len(rows) > done - done // 2:
+            rows.popleft()
+
+    train_candidates(
+        module, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean,
+        resting=resting, watch=watch,
+    )  # fmt: skip
     module.zero_grad(set_to_none=True)
-    return {name: np.stack(rows) for name, rows in values.items()}
+    by_group = zip(*rows, strict=True)
+    return {group.name: np.stack(each) for group, each in zip(grown, by_group, strict=True)}
 
 
 def cast_votes(
@@ -221,6 +211,7 @@ def cast_votes(
     epochs: int = 1,
     lr: float = 1e-3,
     scale: float = 1e-2,
+    own_pass: bool = False,
     progress: Progress | None = None,
     mean: Mean = alone,
 ) -> Votes:
@@ -249,6 +240,9 @@ def cast_votes(
         See :func:`train_candidates`.
     scale : float
         See :func:`fill_candidates`.
+    own_pass : bool
+        Judge in a pass of its own after the training, as published, in place of
+        :func:`train_and_judge`.
     progress : callable, optional
         Told ``(stage, done, total)``.
     mean : callable
@@ -267,10 +261,17 @@ def cast_votes(
     prices = {group.name: max(1, price(group, unit)) for group in groups}
     with seeded(seed, module):
         fill_candidates(module, grown, torch.Generator().manual_seed(seed), scale)
-        train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean)
-        for parameter in module.parameters():  # resting rows are judged too, but never stepped
-            parameter.requires_grad_(parameter.is_floating_point())
-        by_batch = gate_gradients_by_batch(module, grown, data, loss, progress=progress, mean=mean)
+        if own_pass:
+            train_candidates(module, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean)
+            for tensor in Judge(module, grown).judged:  # resting rows are judged too
+                tensor.requires_grad_(True)
+            by_batch = gate_gradients_by_batch(
+                module, grown, data, loss, progress=progress, mean=mean
+            )
+        else:
+            by_batch = train_and_judge(
+                module, grown, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean
+            )
     values = {name: rows.mean(axis=0) for name, rows in by_batch.items()}
     return Votes(
         values=values,
@@ -280,38 +281,3 @@ def cast_votes(
         unit=unit,
         seed=seed,
     )
-
-
-def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers by all of their names."""
-    named: dict[str, torch.Tensor] = dict(module.named_buffers(remove_duplicate=False))
-    named.update(module.named_parameters(remove_duplicate=False))
-    return named
-
-
-def _voting_slots(group: GrownGroup, tensors: Mapping[str, torch.Tensor]) -> tuple[GrownSlot, ...]:
-    learnt = [s for s in group.slots if isinstance(tensors[s.tensor], torch.nn.Parameter)]
-    norms = tuple(slot for slot in learnt if slot.role == "norm")
-    return norms or tuple(slot for slot in learnt if slot.role == "producer")
-
-
-def _group_slopes(
-    group: GrownGroup, slots: Sequence[GrownSlot], tensors: Mapping[str, torch.Tensor]
-) -> np.ndarray:
-    """``dL/dy`` of each new unit on the present gradients, shape ``(added,)``, float64."""
-    slopes = np.zeros(group.added)
-    for slot in slots:
-        slopes += _slopes(slot, tensors[slot.tensor])
-    return slopes
-
-
-def _slopes(slot: GrownSlot, tensor: torch.Tensor) -> np.ndarray:
-    """``<grad, weight>`` of each new unit's slices, shape ``(added,)``, float64."""
-    if tensor.grad is None:  # not used in this batch, or frozen by the user
-        return np.zeros(len(slot.new))
-    index = torch.from_numpy(slot.new.reshape(-1)).to(tensor.device)
-    product = tensor.detach().index_select(slot.dim, index).double()
-    product = product * tensor.grad.index_select(slot.dim, index)
-    per_slice = product.movedim(slot.dim, 0).reshape(len(index), -1).sum(dim=1)
-    result: np.ndarray = per_slice.reshape(slot.new.shape).sum(dim=1).cpu().numpy()
-    return result

@@ -198,7 +198,7 @@ def test_bad_budgets(budget):
 
 
 @pytest.mark.parametrize("unit", ["neurons", "params", "flops"])
-@pytest.mark.parametrize("distributor", ["svod", "uniform", "proportional", "random"])
+@pytest.mark.parametrize("distributor", ["svod", "gain", "uniform", "proportional", "random"])
 @pytest.mark.parametrize("budget", [5, 37, 1000])
 def test_plans_never_exceed_budgets(unit, distributor, budget):
     if unit == "flops":
@@ -235,8 +235,9 @@ def test_adjusting_nothing_keeps_the_function():
 def test_expanding_without_data_needs_inputs_and_a_distributor():
     with pytest.raises(InputError, match="example_inputs"):
         fxgrow.expand(mlp(), None, budget=4, distributor="uniform")
-    with pytest.raises(InputError, match="needs data to vote"):
-        fxgrow.expand(mlp(), None, budget=4, example_inputs=VECTOR)
+    for distributor in ("svod", "gain"):
+        with pytest.raises(InputError, match=f"'{distributor}' needs data to vote"):
+            fxgrow.expand(mlp(), None, budget=4, example_inputs=VECTOR, distributor=distributor)
     growth = fxgrow.expand(mlp(), None, budget=4, example_inputs=VECTOR, distributor="uniform")
     assert growth.plan.spent == 4
 

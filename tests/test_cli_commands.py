@@ -263,7 +263,7 @@ def test_tables_fit_into_narrow_terminals(folder, monkeypatch):
     ("words", "offers"),
     [
         ("fxgrow expand --unit p", ["params"]),
-        ("fxgrow expand --distributor ", ["svod", "uniform", "proportional", "random"]),
+        ("fxgrow expand --distributor ", ["svod", "gain", "uniform", "proportional", "random"]),
         ("fxgrow export --format o", ["onnx"]),
         ("fxgrow inspect ti", ["timm:"]),
         ("fxgrow inspect par", ["parts.py"]),

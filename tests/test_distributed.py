@@ -211,7 +211,7 @@ def test_growers_keep_training_as_one_process_does(results, trained, scenario):
         assert own["class"].startswith("Distributed" if scenario == "ddp" else "FSDP")
         assert difference(own["state"], trained["state"]) < 1e-9
         assert difference(own["moments"], trained["moments"]) < 1e-9
-        assert own["losses"] == pytest.approx(trained["losses"], abs=1e-9)
+        assert own["losses"] == pytest.approx(trained["losses"], abs=1e-6)  # kept in float32
 
 
 def test_a_resumed_run_gives_each_rank_its_own_random_numbers(results):
@@ -231,7 +231,7 @@ def test_a_resumed_run_gives_each_rank_its_own_random_numbers(results):
         ("data 5", "rank 1 failed with OSError: the disk is gone"),
         ("data 9", "rank 1 failed with OSError: the disk is gone"),
         ("nan", "rank 0 failed with DataError: the loss of batch 0 is nan"),
-        ("counts", "rank 1 is at candidates' judging, batch 0"),
+        ("counts", "rank 0 is at candidates' training, epoch 0, batch 2; rank 1 is at the plan"),
         ("models", "the models' parameters differ between rank 0 and rank 1: 0.weight"),
         ("shapes", "the models' parameters differ between rank 0 and rank 1"),
         ("arguments", "the arguments differ between rank 0 and rank 1: budget"),

@@ -188,7 +188,7 @@ def step(model, optimizer, batch):
 
 
 @pytest.mark.parametrize("emit", ["graph", "module"])
-@pytest.mark.parametrize("distributor", ["uniform", "svod"])
+@pytest.mark.parametrize("distributor", ["uniform", "svod", "gain"])
 def test_loss_does_not_jump(emit, distributor):
     """Float32, relative 1e-5, after every growth of a training; and training goes on."""
     model = net()

@@ -59,6 +59,19 @@ def test_active_rows_are_on_for_half_of_the_samples():
         hidden = hidden.relu()
 
 
+@pytest.mark.parametrize("on", [0.2, 0.8, None])
+def test_active_rows_for_other_shares(on):
+    module, grown = mlp(inputs=6, added=(9, 2))
+    batches = data(shape=(6,), batches=8, size=64)
+    activate_rows(module, grown, batches, on=on)
+    inputs = torch.cat([x for x, _ in batches])
+    values = module[0](inputs)[:, torch.from_numpy(grown[0].slots[0].new.ravel())]
+    if on is None:
+        assert values.mean(0).abs().max() < 1e-9
+    else:
+        assert ((values > 0).double().mean(0) - on).abs().max() < 0.02
+
+
 def test_active_rows_leave_biases_before_norms_alone():
     module, grown = convnet()
     before = copy.deepcopy(module.state_dict())
@@ -113,5 +126,5 @@ def test_expand_with_every_extender():
         assert growth.module.get_submodule("0").out_features == 12
     growth = fxgrow.expand(model, batches, budget=4, rows="active")
     assert growth.verification.passed
-    with pytest.raises(fxgrow.errors.InputError, match="active, kaiming"):
+    with pytest.raises(fxgrow.errors.InputError, match="active, gradmax, kaiming"):
         fxgrow.expand(model, batches, budget=4, rows="best")

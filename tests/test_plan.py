@@ -202,7 +202,7 @@ def test_nothing_to_grow_and_bad_arguments():
 
 def test_distributors():
     groups, costs = chain([8, 16])
-    names = {"proportional", "random", "svod", "uniform"}
+    names = {"gain", "proportional", "random", "svod", "uniform"}
     assert set(DISTRIBUTORS) == names
     found = {n: distribute(n, groups, budget=30, seed=1, votes=votes(3, 0)) for n in names}
     assert {n: v.distributor for n, v in found.items()} == {n: n for n in names}
@@ -214,5 +214,5 @@ def test_distributors():
     assert distribute("random", groups, budget=30, seed=2).counts != found["random"].counts
     with pytest.raises(InputError, match="pass data"):
         distribute("svod", groups, budget=30)
-    with pytest.raises(InputError, match="proportional, random, svod, uniform"):
+    with pytest.raises(InputError, match="gain, proportional, random, svod, uniform"):
         distribute("fair", groups, budget=30)

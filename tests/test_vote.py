@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,7 @@ from fxgrow.vote import (
     count_votes,
     fill_candidates,
     gate_gradients,
+    train_and_judge,
     train_candidates,
     vote_noise,
 )
@@ -129,8 +133,14 @@ def test_noise():
 def test_candidate_counts():
     _, grown = mlp((8, 40), (1, 1))
     wide, heads = ungrown(grown[1], params=10), ungrown(grown[0], params=100, rows=4, multiple=3)
-    assert candidate_count([wide, heads], 12) == {"h1": 24, "h0": 6}
-    assert candidate_count([wide, heads], 100) == {"h1": 40, "h0": 6}
+    # as many in every group: four times the budget over the prices, 8 at least, 2K at most
+    assert candidate_count([wide], 100) == {"h1": 200}
+    assert candidate_count([wide, heads], 100) == {"h1": 80, "h0": 48}  # 48 are what 2K buys
+    assert candidate_count([wide, heads], 12) == {"h1": 10, "h0": 6}
+    many = [replace(wide, name=str(i)) for i in range(9)]
+    assert set(candidate_count(many, 90).values()) == {40}
+    assert set(candidate_count(many, 13).values()) == {8}
+    assert set(candidate_count(many, 3).values()) == {6}
     assert candidate_count([wide, heads], 100, "paper") == {"h1": 200, "h0": 48}
     assert candidate_count([wide, heads], 100, 5) == {"h1": 5, "h0": 3}
     assert candidate_count([wide, heads], 60, unit="params") == {"h1": 12}
@@ -141,25 +151,52 @@ def test_candidate_counts():
         candidate_count([heads], 11)
 
 
-def test_a_whole_vote():
+@pytest.mark.parametrize("own_pass", [False, True])
+def test_a_whole_vote(own_pass):
     module, grown = convnet()
     groups = [ungrown(group) for group in grown]
     told = []
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
+    options = {"budget": 3, "seed": 5, "own_pass": own_pass}
     votes = cast_votes(
-        module, grown, groups, data(**IMAGES), budget=3, seed=5, progress=lambda *s: told.append(s)
+        module, grown, groups, data(**IMAGES), **options, progress=lambda *s: told.append(s)
     )
     assert torch.equal(torch.rand(2), expected)
     assert {name: len(values) for name, values in votes.values.items()} == {"conv": 3, "up": 3}
     assert sum(votes.counts.values()) <= 3 and set(votes.noise) == {"conv", "up"}
     assert told[0] == ("vote: training candidates", 1, 4)
-    assert told[-1] == ("vote: judging candidates", 4, 4)
+    assert told[-1] == (f"vote: {'judging' if own_pass else 'training'} candidates", 4, 4)
     again, grown = convnet()
-    votes_again = cast_votes(again, grown, groups, data(**IMAGES), budget=3, seed=5)
+    votes_again = cast_votes(again, grown, groups, data(**IMAGES), **options)
     assert votes_again.counts == votes.counts
     np.testing.assert_array_equal(votes_again.values["conv"], votes.values["conv"])
+
+
+@pytest.mark.parametrize(("batches", "judged"), [(1, 1), (2, 1), (3, 2), (8, 4)])
+def test_training_judges_on_its_second_half(batches, judged):
+    """What it reads are the slopes that a pass of its own would find before each step."""
+    module, grown = mlp()
+    fill_candidates(module, grown, torch.Generator().manual_seed(0))
+    other, part = copy.deepcopy(module), data(batches=batches)
+    module[0].weight.requires_grad_(False)  # judged, never stepped
+    other[0].weight.requires_grad_(False)
+    found = train_and_judge(module, grown, part)
+    expected: dict[str, list[np.ndarray]] = {"h0": [], "h1": []}
+
+    def watch():
+        frozen = copy.deepcopy(other).requires_grad_(True)
+        batch = part[len(expected["h0"])]
+        for name, values in gate_gradients(frozen, grown, [batch]).items():
+            expected[name].append(values)
+
+    train_candidates(other, part, watch=watch)
+    for name, values in expected.items():
+        assert found[name].shape == (judged, len(values[0]))
+        np.testing.assert_allclose(found[name], values[-judged:], rtol=0, atol=1e-16)
+    for one, two in zip(module.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two) and one.grad is None
 
 
 def test_training_moves_all_weights_in_train_mode():
