@@ -17,6 +17,7 @@ from torch import fx
 
 from .patterns import is_pattern, patch_pattern
 from .propagate import Noted
+from .tracer import guard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -277,7 +278,16 @@ def _layer_norm(site: Site) -> None:
         update(tuple(x.shape[-len(shape) :]))
 
 
+def _guarded(site: Site) -> None:
+    """Guard a size at the new width; the code goes on with the number that it was."""
+    source, expected = site.node.args[:2]
+    if isinstance(source, fx.Node) and not isinstance(expected, bool):
+        kind = float if isinstance(expected, float) else int
+        site.node.update_arg(1, kind(site.values[source]))
+
+
 PATCHES: dict[Any, Callable[[Site], None]] = {
+    guard: _guarded,
     "view": _view,
     "reshape": _view,
     "expand": _view,

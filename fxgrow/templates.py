@@ -86,7 +86,7 @@ def get(root, path):
 
 def guard(value, expected):
     """Stop where a decision on sizes would fall otherwise than when this was written."""
-    if bool(value) is not expected:
+    if type(expected)(value) != expected:
         raise RuntimeError("the inputs need another branch of the original code than this one")
 ''',
     "restored": '''

@@ -1,8 +1,8 @@
 """The symbolic tracer: records what a module's Python code does with traced values.
 
 Built on ``torch.fx.Tracer``, with three additions. Where Python asks for the truth of a
-traced value (``if h % 2``), the value is computed from the example inputs and the
-decision is guarded in the graph. Composite ``torch.nn`` modules that hold parameters
+traced value (``if h % 2``), or for a number (``int(h)``), the value is computed from the
+example inputs and guarded in the graph. Composite ``torch.nn`` modules that hold parameters
 in children, and wrapped functions that are given parameters, are opened, because
 their sizes may have to grow. A submodule that still can't be traced becomes a leaf.
 """
@@ -72,6 +72,12 @@ class _Proxy(fx.Proxy):
         if isinstance(value, torch.Tensor):
             raise TypeError("'len' of a traced tensor")  # list() goes on without it
         return len(value)
+
+    def __int__(self) -> int:
+        return int(self.tracer.number(self.node, int))
+
+    def __float__(self) -> float:
+        return float(self.tracer.number(self.node, float))
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
@@ -209,6 +215,14 @@ class Tracer(Recorder):
             self.create_node("call_function", guard, (obj.node, truth), {})
         return truth
 
+    def number(self, node: fx.Node, kind: type[float]) -> float:
+        """Compute a number that the code turns into one of Python's, and guard it."""
+        value = self.concrete(node)
+        if not isinstance(value, (int, float)) or "data" in self._origins(node):
+            raise fx.proxy.TraceError(f"{kind.__name__} of a traced value that is no size")
+        self.create_node("call_function", guard, (node, kind(value)), {})
+        return kind(value)
+
     def _requires_grad(self, node: Any) -> bool:
         """Answer for a run in the mode at hand: in training, what the model computes does."""
         training = bool(self.root.training)  # asks the flag, so that both modes are traced
@@ -270,31 +284,21 @@ class Tracer(Recorder):
 
 _SIZES = {"shape", "size", "numel", "stride", "data_ptr"}
 _STATIC = {
-    "dim",
-    "is_floating_point",
-    "is_complex",
-    "is_contiguous",
-    "is_nested",
-    "ndim",
-    "dtype",
-    "device",
-    "is_cuda",
-    "requires_grad",
-    "layout",
-    "is_sparse",
+    *("dim", "is_floating_point", "is_complex", "is_contiguous", "is_nested"),
+    *("ndim", "dtype", "device", "is_cuda", "requires_grad", "layout", "is_sparse"),
     "is_quantized",
 }
 
 
-def guard(value: Any, expected: bool) -> None:
+def guard(value: Any, expected: float) -> None:
     """Refuse inputs for which the traced control flow would have gone another way.
 
     Raises
     ------
     RuntimeError
-        When the truth of ``value`` is not what it was for the example inputs.
+        When ``value``, or its truth, is not what it was for the example inputs.
     """
-    if bool(value) != expected:
+    if type(expected)(value) != expected:
         raise RuntimeError(
             "this input takes another path through the model's Python code than the example "
             "inputs did when the model was grown; grow it with example inputs of this shape"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,23 @@ class SimpleNorm(nn.Module):
         return self.head(self.rows(x).tanh()).mean((1, 2))
 
 
+class Blocks(nn.Module):
+    """The side of a grid is a root of the number of tokens; all of a stream is a shape (NesT)."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.qkv, self.out = nn.Linear(5, 8), nn.Linear(8, 24), nn.Linear(8, 8)
+        self.head, self.heads = nn.Conv2d(8, 3, 1), 2
+
+    def forward(self, x):
+        x = self.embed(x)
+        b, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, c))
+        side = int(math.sqrt(x.shape[1]))
+        return self.head(x.transpose(1, 2).reshape(b, c, side, side)).mean((2, 3))
+
+
 class Windows(nn.Module):
     """Attention between windows has a mask of five axes, made by the model's code (Swin)."""
 
@@ -148,6 +167,7 @@ MODELS = {  # what builds it, its input, layers that have to grow
     "biased variance": (lambda: SimpleNorm(_VARIANCES[1]), (2, 3, 5, 5), {"stem"}),
     "variance, corrected": (lambda: SimpleNorm(_VARIANCES[2]), (2, 3, 5, 5), {"stem"}),
     "variance in space": (lambda: SimpleNorm(_VARIANCES[3]), (2, 3, 5, 5), {"stem"}),
+    "grid of tokens": (Blocks, (2, 9, 5), {"embed", "qkv"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 
@@ -180,3 +200,13 @@ def test_constants_have_no_memory_format():
     moved = growth.module.to(memory_format=torch.channels_last)
     assert max(errors(model, moved, example)) <= 1e-5
     assert next(moved.parameters()).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_numbers_are_guarded():
+    """What the code takes for a number of Python's is the size of these inputs."""
+    torch.manual_seed(0)
+    model = randomised(Blocks())
+    growth = fxgrow.widen(model, torch.randn(2, 9, 5).double(), {"embed": 2})
+    with pytest.raises(RuntimeError, match="another path"):
+        growth.module(torch.randn(2, 16, 5).double())
+    assert growth.module(torch.randn(3, 9, 5).double()).shape == (3, 3)
