@@ -47,7 +47,11 @@ DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
     for name in ("svod", "gain", "proportional", "random")
 }
-DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
+for name in ("svod", "gain"):
+    DISTRIBUTORS[f"swe laplacian, gradmax, to {name}"] = {"rows": "gradmax", "distributor": name}
+DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
+    "rows": "kaiming", "paper": True, "distributor": "svod", "candidates": "paper",
+}  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 
 
