@@ -65,7 +65,9 @@ VARIANTS = {
     "shrink, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.0)},
     "shrink and perturb, laplacian, gradmax": {"rows": "gradmax", "shrink": (0.8, 0.1)},
 }
-OWN = ("norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after")
+for how in ("zero", "mean"):  # moments of new entries, where AdamW is not begun anew
+    VARIANTS[f"gradmax, optimizer kept, {how}"] = {"extender": "gradmax", "fill": how}
+OWN = ("fill", "norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after")
 
 
 def shrunk(net, factor, noise, seed):
@@ -144,10 +146,13 @@ def revive(found, split, batch, seed):
     return sum(group.added for group in again)
 
 
-def train(found, task, split, epochs, seed, own):
-    """AdamW from anew; with a warm-up over the first epoch, or revivals between epochs."""
+def adamw(net, task):
+    return torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
+
+
+def train(found, task, split, epochs, seed, own, optimizer):
+    """Train on; with a warm-up over the first epoch, or revivals between epochs."""
     net = found.module
-    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
     revived, done = 0, 0
     for epoch in range(epochs):
         net.train()
@@ -171,7 +176,7 @@ def run(task, variant, seed):
     own = {key: options.pop(key) for key in OWN if key in options}
     torch.manual_seed(seed)
     net, rounds = task.net(task.widths), []
-    growth.train(net, task, split.train, task.epochs[0], seed)
+    optimizer = growth.train(net, task, split.train, task.epochs[0], seed)
     for number, budget in enumerate(task.budgets):
         before = growth.score(net, split.valid)
         if "shrink" in own:
@@ -182,7 +187,10 @@ def run(task, variant, seed):
         touched(found, task, split, own, 100 * seed + number)
         net = found.module
         at = growth.score(net, split.valid)
-        revived = train(found, task, split.train, task.epochs[1], 100 * seed + number + 1, own)
+        kept = "fill" in own
+        optimizer = found.migrate(optimizer, fill=own["fill"]) if kept else adamw(net, task)
+        epochs, turn = task.epochs[1], 100 * seed + number + 1
+        revived = train(found, task, split.train, epochs, turn, own, optimizer)
         alive = growth.living(found, split.train, task.batch)
         after = growth.score(net, split.valid)
         rounds.append(

@@ -63,7 +63,7 @@ def loader(split, batch, seed):
 
 
 def train(net, task, split, epochs, seed):
-    """AdamW from anew."""
+    """AdamW from anew; the optimizer."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
     net.train()
     for epoch in range(epochs):
@@ -71,6 +71,7 @@ def train(net, task, split, epochs, seed):
             optimizer.zero_grad()
             F.cross_entropy(net(x), y).backward()
             optimizer.step()
+    return optimizer
 
 
 @torch.no_grad()
