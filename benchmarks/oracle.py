@@ -39,10 +39,10 @@ FAMILIES = {
     "MNIST, MLP": ("mnist", 1.0, MLP, (784,), ((2, 4, 8, 16, 32, 64),) * 3, (6, 4)),
     "digits, MLP": ("digits", 1.0, MLP, (64,), ((2, 4, 8, 16, 32),) * 4, (20, 12)),
     "CIFAR-10, convolutions": (
-        "cifar", 0.4, ConvTrunk, (), ((2, 4, 8, 16),) * 4 + ((3, 6, 12, 24),) * 2, (8, 4),
+        "cifar", 1.0, ConvTrunk, (), ((2, 4, 8, 16),) * 4 + ((3, 6, 12, 24),) * 2, (8, 4),
     ),
     "CIFAR-10, residual, BatchNorm": (
-        "cifar", 0.4, ResNet, (), ((4, 8, 16),) + ((2, 4, 8, 16),) * 3, (8, 4),
+        "cifar", 1.0, ResNet, (), ((4, 8, 16),) + ((2, 4, 8, 16),) * 3, (8, 4),
     ),
 }  # fmt: skip
 
@@ -177,6 +177,21 @@ def repeatability(record):
     return rank(first, second)
 
 
+def derived(record):
+    """Measures that follow from those of a record: two draws averaged, votes per parameter."""
+    kind, data = FAMILIES[record["family"]][2], FAMILIES[record["family"]][0]
+    groups = fxgrow.inspect(kind(record["widths"]), DATA[data]().train[0][:2]).groups
+    found = record["measured"]
+    more = {}
+    for name in ("gain", "svod"):
+        mean = {g: float(np.mean([draw[g] for draw in found[name]])) for g in record["gains"]}
+        more[f"{name}, two draws averaged"] = [mean]
+    more["svod, votes per parameter"] = [
+        {g.name: draw[g.name] / g.params_per_unit for g in groups} for draw in found["svod"]
+    ]
+    return {**record, "measured": {**found, **more}}
+
+
 def table(records):
     lines = [
         "| measured by | rank correlation | of the best gain | noise of a share |",
@@ -229,7 +244,7 @@ training has the largest values where gains are large, but an unreliable order.
 
 
 def page(path=RESULTS):
-    records = list(read(path).values())
+    records = [derived(record) for record in read(path).values()]
     parts = [HEAD.format(added=ADDED, draws=DRAWS)]
     for family in FAMILIES:
         some = [r for r in records if r["family"] == family]
