@@ -204,9 +204,10 @@ def table(records):
     for name in records[0]["measured"]:
         found = np.array([judged(r, name) for r in records])
         error = found[:, 0].std() / len(records) ** 0.5
+        noise = "" if name.endswith("averaged") else f"{found[:, 2].mean():.3f}"
         lines.append(
             f"| {name} | {found[:, 0].mean():+.2f} ± {error:.2f} | {found[:, 1].mean():.0%} | "
-            f"{found[:, 2].mean():.3f} |"
+            f"{noise} |"
         )
     again = np.array([repeatability(r) for r in records])
     lines.append(f"| uniform | 0 | {np.mean(even):.0%} | 0 |")
