@@ -22,6 +22,7 @@ from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 from .patterns import pattern_functions
 from .recorder import Flag, Recorder, unpacked
+from .sizes import holds_batch
 from .walks import holds_inside
 
 if TYPE_CHECKING:
@@ -218,8 +219,9 @@ class Tracer(Recorder):
     def number(self, node: fx.Node, kind: type[float]) -> float:
         """Compute a number that the code turns into one of Python's, and guard it."""
         value = self.concrete(node)
-        if not isinstance(value, (int, float)) or "data" in self._origins(node):
-            raise fx.proxy.TraceError(f"{kind.__name__} of a traced value that is no size")
+        sized = isinstance(value, (int, float)) and "data" not in self._origins(node)
+        if not sized or holds_batch(node):
+            raise fx.proxy.TraceError(f"{kind.__name__} of what is no size, or may be the batch's")
         self.create_node("call_function", guard, (node, kind(value)), {})
         return kind(value)
 

@@ -210,3 +210,36 @@ def test_numbers_are_guarded():
     with pytest.raises(RuntimeError, match="another path"):
         growth.module(torch.randn(2, 16, 5).double())
     assert growth.module(torch.randn(3, 9, 5).double()).shape == (3, 3)
+
+
+class Batched(nn.Module):
+    """Python takes the length of the batch, as one of its numbers."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.part, self.how = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6)), how
+
+    def forward(self, x):
+        return self.part(x).view(self.how(x), 6)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x: int(x.shape[0]),
+        lambda x: int(x.size(0)),
+        lambda x: int(x.size()[0] * 1.0),
+        lambda x: int(x.numel() / 5),
+        lambda x: len(x),
+    ],
+)
+def test_the_batch_stays_free(how):
+    model = Batched(how).double()
+    x = torch.randn(2, 5, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    additions = {group.name: 3 for group in inspection.groups}
+    if not additions:
+        return  # frozen, which is as good
+    growth = fxgrow.widen(model, x, additions)
+    more = torch.randn(7, 5, dtype=torch.float64)
+    torch.testing.assert_close(growth.module(more), model(more), rtol=1e-10, atol=1e-12)
