@@ -45,7 +45,7 @@ def _dim(node: fx.Node) -> Any:
 def _is_shape(node: fx.Node) -> bool:
     """Whether a node is the shape of a tensor as a whole, or counts all of its entries."""
     if node.op == "call_function" and node.target in {getattr, len}:
-        return node.target is len or node.args[1] == "shape"
+        return node.target is len or str(node.args[1]) == "shape"
     if node.op == "call_method" and node.target in {"size", "stride"}:
         return _dim(node) is None
     return node.op == "call_method" and node.target == "numel"
