@@ -36,7 +36,8 @@ def candidate_count(
     candidates : {"auto", "paper"} or int
         ``"paper"``: what 2K buys. ``"auto"``: the same, but no more than it takes for four
         times the budget to stand in all, so that the clone costs about as much as the model
-        (that of the paper grows quadratically in K); at least eight; and as many in every
+        (that of the paper grows quadratically in K); at least eight, at most four times the
+        widest group's width; and as many in every
         group, or groups with more candidates win more votes. A number: that many units.
     unit : {"neurons", "params", "flops"}
         What the budget counts.
@@ -71,6 +72,8 @@ def candidate_count(
     standing = [group for group in groups if 0 < steps.get(group.name, 0) <= budget]
     total = sum(price(group, unit) for group in standing)
     enough = max(FEWEST, math.ceil(4 * budget / max(1, total)))
+    widest = max((group.width for group in standing), default=0)
+    enough = min(enough, max(FEWEST, 4 * widest))  # a budget may be of any size, a clone not
     counts = {}
     for group in standing:
         units = candidates if isinstance(candidates, int) else int(2 * budget // price(group, unit))

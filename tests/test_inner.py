@@ -29,7 +29,6 @@ HELD = {
     "elu_kernel": "product",
     "relu_kernel": "product",
     "cross_covariance": "_softmax",
-    "scale_from_shape": "hidden_size",
 }
 # Packed in one view, queries, keys and values have one size.
 JOINT = {"packed_3hd", "packed_h3d", "packed_hd3", "relative", "assembled"}
@@ -61,7 +60,7 @@ def test_what_grows_inside(name):
     assert held == ({HELD[name]} if name in HELD else set())
     assert all(group.width == SIZE for group in grows)
     layers = {layer for group in grows for layer in group.layers}
-    kept = {"cross_covariance", "scale_from_shape"}
+    kept = {"cross_covariance"}
     assert bool(layers) == (name not in kept)
     if name not in HELD:
         per = 1 if name in JOINT or name == "mqa" else 2
@@ -70,7 +69,7 @@ def test_what_grows_inside(name):
         assert len(grows) == per * max(len(nested or attentions), 1) or "coder" in name
 
 
-@pytest.mark.parametrize("name", sorted({*TABLE} - {"scale_from_shape", "cross_covariance"}))
+@pytest.mark.parametrize("name", sorted({*TABLE} - {"cross_covariance"}))
 def test_growth_is_exact_and_trains(name):
     model, example, inspection = by_inner(name)
     for group in inside(inspection):
@@ -82,7 +81,7 @@ def test_growth_is_exact_and_trains(name):
     assert untrained(growth.module, growth.groups, example, late=LATE) == []
 
 
-@pytest.mark.parametrize("name", sorted({*TABLE} - {"scale_from_shape", "cross_covariance"}))
+@pytest.mark.parametrize("name", sorted({*TABLE} - {"cross_covariance"}))
 def test_units_can_be_permuted(name):
     """The oracle, which knows nothing of how they were found."""
     model, example, inspection = by_inner(name)

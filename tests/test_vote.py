@@ -134,13 +134,14 @@ def test_candidate_counts():
     _, grown = mlp((8, 40), (1, 1))
     wide, heads = ungrown(grown[1], params=10), ungrown(grown[0], params=100, rows=4, multiple=3)
     # as many in every group: four times the budget over the prices, 8 at least, 2K at most
-    assert candidate_count([wide], 100) == {"h1": 200}
+    assert candidate_count([wide], 100) == {"h1": 160}  # four times its width
     assert candidate_count([wide, heads], 100) == {"h1": 80, "h0": 48}  # 48 are what 2K buys
     assert candidate_count([wide, heads], 12) == {"h1": 10, "h0": 6}
     many = [replace(wide, name=str(i)) for i in range(9)]
     assert set(candidate_count(many, 90).values()) == {40}
     assert set(candidate_count(many, 13).values()) == {8}
     assert set(candidate_count(many, 3).values()) == {6}
+    assert set(candidate_count(many, 1e15).values()) == {4 * wide.width}  # budgets of any size
     assert candidate_count([wide, heads], 100, "paper") == {"h1": 200, "h0": 48}
     assert candidate_count([wide, heads], 100, 5) == {"h1": 5, "h0": 3}
     assert candidate_count([wide, heads], 60, unit="params") == {"h1": 12}
