@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from .errors import DataError
 from .walks import named_modules
@@ -36,7 +37,7 @@ class Executor:
 
     def load(self, args: Any) -> Any:
         """Replace nodes in ``args`` by their values."""
-        return fx.node.map_arg(args, self.values.__getitem__)
+        return thawed(fx.node.map_arg(args, self.values.__getitem__))
 
     def compute(self, node: fx.Node) -> Any:
         """Compute the value of one node."""
@@ -83,3 +84,18 @@ class Executor:
     def output(self, node: fx.Node) -> Any:
         """Return the graph's output."""
         return self.load(node.args[0])
+
+
+def thawed(value: Any) -> Any:
+    """Turn fx's immutable containers into plain ones, as the model's code has them.
+
+    A function of the user's may change a list that it is given.
+    """
+    kind = type(value)
+    if kind is tuple:
+        return tuple(map(thawed, value))
+    if kind is immutable_list:
+        return [thawed(item) for item in value]
+    if kind is immutable_dict:
+        return {key: thawed(item) for key, item in value.items()}
+    return value

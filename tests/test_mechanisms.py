@@ -243,3 +243,26 @@ def test_the_batch_stays_free(how):
     growth = fxgrow.widen(model, x, additions)
     more = torch.randn(7, 5, dtype=torch.float64)
     torch.testing.assert_close(growth.module(more), model(more), rtol=1e-10, atol=1e-12)
+
+
+@torch.fx.wrap
+def _trimmed(x, sizes):
+    """Change the list that is given, as torchvision's video Swin does."""
+    sizes[0] = min(sizes[0], x.shape[1])
+    return x[:, : sizes[0]]
+
+
+class Trimming(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.down(self.up(_trimmed(x, [x.shape[1] + 2, 1])).relu())
+
+
+def test_functions_may_change_lists():
+    model, x = Trimming().double(), torch.randn(2, 5, dtype=torch.float64)
+    (group,) = fxgrow.inspect(model, x).groups
+    growth = fxgrow.widen(model, x, {group.name: 3})
+    torch.testing.assert_close(growth.module(x), model(x), rtol=1e-10, atol=1e-12)
