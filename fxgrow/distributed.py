@@ -103,7 +103,7 @@ class Team:
             yield
         except RankError:  # every rank has it already
             raise
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other ranks must not wait for this one
             self.meet("a failure", error)
             raise
         except BaseException as error:  # Ctrl-C stays what it is

@@ -84,7 +84,7 @@ def write_shards(
     except OSError as error:
         msg = f"{path}: could not be written ({error.strerror or error}); choose another place"
         raise FileError(msg) from error
-    except BaseException:
+    except BaseException:  # an interrupt, too: no half-written shard stays
         for name in names:
             with suppress(OSError):
                 (folder / name).unlink()
