@@ -74,10 +74,11 @@ def no_dropout(model):
     return model
 
 
-def randomised(model, seed=0):
+def randomised(model, seed=0, scale=1.0):
     """Float64, without dropout, with random parameters and running statistics.
 
     Fresh models have constant entries that hide mistakes (norm weights of 1, biases of 0).
+    ``scale``: of the weights, 1 keeps the size of activations under ReLU.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -92,7 +93,7 @@ def randomised(model, seed=0):
         for name, p in model.named_parameters():
             leaf = name.rpartition(".")[2]
             if p.ndim >= 2:
-                p.copy_(normal(p) * (2 / max(p.numel() // p.shape[0], 1)) ** 0.5)
+                p.copy_(normal(p) * scale * (2 / max(p.numel() // p.shape[0], 1)) ** 0.5)
             elif "bias" in leaf:
                 p.copy_(0.1 * normal(p))
             else:
