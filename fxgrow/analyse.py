@@ -25,7 +25,7 @@ from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
-from .walks import holds_inside, named_buffers, named_parameters, parameters
+from .walks import holds_inside, named_buffers, named_parameters, named_plain, parameters
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -282,10 +282,11 @@ def _failure(node: fx.Node, error: BaseException) -> str:
 
 
 def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by their first name."""
+    """Parameters, buffers and tables that are plain attributes, by their first name."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in [*named_parameters(root).items(), *named_buffers(root).items()]:
+    kinds = (named_parameters(root), named_buffers(root), named_plain(root))
+    for name, tensor in (item for kind in kinds for item in kind.items()):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             found[name] = tensor

@@ -105,8 +105,8 @@ def entries_of(weights: Weights, fitted: Fitted, layout: Layout) -> dict[str, En
     for name in layout.index_map.axes:
         if name not in keys:
             raise UnsupportedError(
-                f"the buffer {quoted(name)} grows, and a checkpoint does not hold it; exclude "
-                "its group"
+                f"{quoted(name)} grows, a buffer or a table, and a checkpoint does not hold it; "
+                "exclude its group"
             )
         entry = found[name] = weights.entries[keys[name]]
         if entry.dtype not in _FLOATS:

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from .recompute import KEY, Region, Regions, is_entry
-from .walks import named_buffers, named_parameters
+from .walks import named_buffers, named_parameters, named_plain
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -113,9 +113,9 @@ class Recorder(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def _name_of(self, tensor: torch.Tensor) -> str | None:
-        """First name of one of the root's parameters or buffers."""
+        """First name of one of the root's parameters, buffers or tables."""
         if not self._named:
-            own: dict[str, torch.Tensor] = {**named_buffers(self.root)}
+            own: dict[str, torch.Tensor] = {**named_plain(self.root), **named_buffers(self.root)}
             own.update(named_parameters(self.root))
             self._named = {id(t): (name, t) for name, t in own.items()}
         return self._named.get(id(tensor), (None, None))[0]

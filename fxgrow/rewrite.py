@@ -29,6 +29,7 @@ from .preserve import new_tensors
 from .propagate import LABELS_KEY, Noted, Propagation
 from .shuffle import make_explicit
 from .solve import apply_sizes
+from .tables import add_constants, register_tables
 from .trace import no_fast_path
 from .whole import tidy
 from .witness import Locator
@@ -98,6 +99,7 @@ def rewrite(
     sizes = Sizes(analysis.state.book, layout.gain)
     memo = {id(named[name]): _like(named[name], tensor) for name, tensor in tensors.items()}
     widened = _copy(model, inspection, memo, sizes)
+    register_tables(widened.root, tensors)
     widened.ratios.update(_ratios(inspection.groups, additions))
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
         raise UnsupportedError(
@@ -154,7 +156,7 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
     """Copy the model; tensors that grow (``memo``) are replaced on the way, not copied twice."""
     analysis = inspection.analysis
     root = duplicate(model, memo)
-    _add_constants(root, analysis)
+    add_constants(root, analysis.traced)
     origins: dict[fx.Node, fx.Node] = {}
     graphs, edits = {}, []
     for mode, graph in analysis.traced.distinct:
@@ -168,17 +170,6 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
         ]
     graphs.setdefault("train", graphs["eval"])
     return _Widened(root, graphs, origins, edits, {}, set(), [])
-
-
-def _add_constants(root: nn.Module, analysis: Analysis) -> None:
-    """Give the copy the tensor constants that tracing found in the model's code."""
-    for _, graph in analysis.traced.distinct:
-        for node in graph.nodes:
-            name = str(node.target)
-            if node.op == "get_attr" and "." not in name and not hasattr(root, name):
-                root.register_buffer(
-                    name, getattr(analysis.traced.root, name).clone(), persistent=False
-                )
 
 
 class _Widener(LabelExecutor):

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import fx
 
+from .analyse import tensor_names
 from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import Flow
 from .ir import Filling, Norm
 from .ownnorm import as_norm
-from .walks import named_buffers, named_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -250,8 +250,7 @@ class _Judge:
 
     def _coarse(self, fillings: Sequence[Filling]) -> bool:
         """Whether weights of half precision would have to hold means or roots: too coarse."""
-        root = self.analysis.traced.root
-        tensors = {**named_parameters(root), **named_buffers(root)}
+        tensors = tensor_names(self.analysis.traced.root)
         return any(
             filling.kind in {"mean", "gain"} and tensors[slot.tensor].element_size() < 4
             for slot, filling in zip(self.slots, fillings, strict=True)

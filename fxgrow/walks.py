@@ -21,6 +21,7 @@ __all__ = [
     "named_buffers",
     "named_modules",
     "named_parameters",
+    "named_plain",
     "parameters",
     "tensors_of",
 ]
@@ -69,6 +70,28 @@ def named_parameters(root: nn.Module) -> dict[str, nn.Parameter]:
 def named_buffers(root: nn.Module) -> dict[str, torch.Tensor]:
     """Return buffers by their first names."""
     return _named(root, "_buffers")
+
+
+def named_plain(root: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the floats that modules hold as plain attributes (fixed tables) by first names.
+
+    What hooks compute before each forward pass is no table, nor is what fx found in the code.
+    """
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, module in named_modules(root).items():
+        if module._forward_pre_hooks:
+            continue
+        for key, value in module.__dict__.items():
+            if isinstance(value, torch.Tensor) and id(value) not in seen and _is_table(key, value):
+                seen.add(id(value))
+                found[f"{name}.{key}" if name else key] = value
+    return found
+
+
+def _is_table(key: str, value: torch.Tensor) -> bool:
+    computed = value.grad_fn is not None or key.startswith("_tensor_constant")
+    return value.is_floating_point() and not computed
 
 
 def _named(root: nn.Module, kind: str) -> dict[str, Any]:
