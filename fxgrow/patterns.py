@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
+    from torch import nn
+
     from .patch import Site
 
-__all__ = ["is_pattern", "patch_pattern", "pattern_functions"]
+__all__ = ["is_pattern", "layer_as_function", "patch_pattern", "pattern_functions"]
 
 _GIVEN = ("tensor", "pattern", "reduction")
 _TERMS = re.compile(r"\(([^()]*)\)|(\S+)")
@@ -40,6 +42,25 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
         if summed is not None and getattr(module, "__dict__", {}).get("einsum") is summed
     ]
     return tuple(f for f in (home.reduce, summed) if f is not None), [home, *callers]
+
+
+def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
+    """Return what a layer of einops (``Rearrange``, ``Reduce``) does, as a call of a function.
+
+    A layer holds its lengths as numbers; in a call they can follow. None for other modules.
+    Hooks need no care: copies of such a layer have none (einops copies the pattern alone).
+    """
+    home = sys.modules.get("einops.layers.torch")
+    if home is None or type(layer) not in {home.Rearrange, home.Reduce}:
+        return None
+
+    def call(layer: Any, x: Any) -> Any:
+        reduction = getattr(layer, "reduction", "rearrange")
+        return sys.modules["einops.einops"].reduce(
+            x, layer.pattern, reduction, **layer.axes_lengths
+        )
+
+    return call
 
 
 def is_pattern(target: Any) -> bool:

@@ -20,7 +20,7 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .patterns import pattern_functions
+from .patterns import layer_as_function, pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
 from .walks import holds_inside
@@ -125,7 +125,7 @@ class Tracer(Recorder):
             for part in m.modules():
                 part.training = bool(int(part.training))
             return forward(*args, **kwargs)
-        body = MODULE_DECOMPOSITIONS.get(type(m))
+        body = MODULE_DECOMPOSITIONS.get(type(m)) or layer_as_function(m)
         if body is None:
             name = self.path_of_module(m)
             if self.is_leaf_module(m, name):

@@ -8,6 +8,7 @@ from checks import doubled, errors, randomised, step, untrained
 from torch import nn
 
 import fxgrow
+from fxgrow.errors import UnsupportedError
 
 einops = pytest.importorskip("einops", reason="its patterns are what is tested")
 layers = pytest.importorskip("einops.layers.torch", reason="its patterns are what is tested")
@@ -120,3 +121,42 @@ def test_a_key_that_all_heads_share_freezes_them():
     inspection = fxgrow.inspect(Shared(), torch.randn(2, 4, 6))
     reasons = {g.name: g.reason.code for g in inspection.frozen}
     assert reasons["q"] == "unlabelled"
+
+
+class ByLayers(nn.Module):
+    """Heads split and joined by layers, which hold their number."""
+
+    def __init__(self, heads=3, each=4, width=12):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, heads * each) for _ in range(3))
+        self.out, self.head = nn.Linear(heads * each, width), nn.Linear(width, 3)
+        self.split = layers.Rearrange("b n (h d) -> b h n d", h=heads)
+        self.join = layers.Rearrange("b h n d -> b n (h d)")
+        self.pool = layers.Reduce("b n c -> b c", "mean")
+
+    def forward(self, x):
+        q, k, v = (self.split(linear(x)) for linear in (self.q, self.k, self.v))
+        x = x + self.out(self.join((q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v))
+        return self.head(self.pool(x))
+
+
+def by_layers():
+    torch.manual_seed(0)
+    return randomised(ByLayers()), doubled(torch.randn(2, 5, 12))
+
+
+def test_numbers_that_layers_hold_follow():
+    model, x = by_layers()
+    (group,) = fxgrow.inspect(model, x).groups
+    assert (group.name, group.width, group.rows_per_unit) == ("q", 3, 4)
+    grown = fxgrow.widen(model, x, {"q": 2})
+    assert max(errors(model, grown.module, x)) <= 1e-10
+    assert untrained(grown.module, grown.groups, x, late=("q", "k")) == []
+    again = fxgrow.widen(grown.module, x, {"q": 1})
+    assert max(errors(model, again.module, x)) <= 1e-10
+
+
+def test_the_own_class_is_refused_with_the_reason():
+    model, x = by_layers()
+    with pytest.raises(UnsupportedError, match=r"own class.*comparison"):
+        fxgrow.widen(model, x, {"q": 2}, emit="module")
