@@ -11,7 +11,14 @@ from torch import fx
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EPSILONS", "OWN_EPSILON", "follow_shape", "holds_epsilon", "scale_epsilon"]
+__all__ = [
+    "EPSILONS",
+    "OWN_EPSILON",
+    "can_be_scaled",
+    "follow_shape",
+    "holds_epsilon",
+    "scale_epsilon",
+]
 
 OWN_EPSILON = "fxgrow_eps"
 """Key of a node's ``meta``: the attribute that a module of the user's keeps its eps in."""
@@ -23,7 +30,20 @@ EPSILONS: dict[Any, tuple[int, float | None]] = {
     torch.layer_norm: (4, 1e-5),
     F.rms_norm: (3, None),
     torch.rms_norm: (3, None),
+    F.batch_norm: (7, 1e-5),
 }
+
+# Kind of a statistic of weights → functions and methods whose result, or eps, can be scaled.
+_SCALABLE: dict[str, frozenset[Any]] = {
+    "norm": frozenset({F.batch_norm}),
+    "var": frozenset({"var", torch.var}),
+    "std": frozenset({"std", torch.std}),
+}
+
+
+def can_be_scaled(node: object, kind: str) -> bool:
+    """Whether a statistic of weights can be made up for at a node of a graph."""
+    return isinstance(node, fx.Node) and node.target in _SCALABLE[kind]
 
 
 def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
@@ -34,11 +54,14 @@ def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
     return node.target in EPSILONS and not isinstance(_given(node), fx.Node)
 
 
-def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) -> list[str]:
+def scale_epsilon(
+    node: fx.Node, root: nn.Module, ratio: float, done: set[str], owner: str | None = None
+) -> list[str]:
     """Multiply the eps of a norm, in place; return the edits.
 
-    The module that a functional norm takes its weight from gets it too, where it has one:
-    its own code reads it there. ``done`` holds the names of modules, each of them scaled once.
+    The module that a functional norm takes its weight from (or ``owner``) gets it too, where it
+    has one: its own code reads it there. ``done`` holds the names of modules, each of them
+    scaled once.
     """
     edits = []
     if node.op != "call_module":
@@ -46,7 +69,7 @@ def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) 
         if old is not None:
             _set(node, old * ratio)
             edits.append(f"{node.name}: eps {old:g} → {old * ratio:g}")
-    owner = _owner(node)
+    owner = _owner(node) if owner is None else owner
     module = root.get_submodule(owner)
     name = node.meta.get(OWN_EPSILON, "eps")
     eps = module.__dict__.get(name)

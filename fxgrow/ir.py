@@ -52,12 +52,14 @@ class Reason:
 
 
 class Filling(NamedTuple):
-    """How new entries of a stream are made.
+    """How new entries of a stream, or of standardised weights, are made.
 
     ``kind``: ``"mean"`` (what makes the units of the stream the mean over the old ones,
     given the entries of ``scales`` that they are multiplied with), ``"zero"``, ``"random"``,
     ``"gain"`` (weights of the norms, which make up for the new width), ``"scale"`` (mean
     square over the old ones), or ``""`` (as in a fresh group).
+    ``"centre"``, of columns of standardised weights in any group: the mean of the row's old
+    entries over all of ``scales``.
     """
 
     kind: str = ""

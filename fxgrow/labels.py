@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .events import Closing, Frozen, Meeting, Mixing, Reshape, Shared, Unlabelled, Where
+from .centring import common_axes, settle_statistics
+from .events import (
+    Closing,
+    Frozen,
+    Meeting,
+    Mixing,
+    Reshape,
+    Shared,
+    Statistic,
+    Unlabelled,
+    Where,
+)
 from .flows import Flow, grounds, without
 from .forest import Forest
 from .inner import closure, is_inner
@@ -44,6 +55,8 @@ class LabelBook:
     closings: list[Closing] = field(default_factory=list)
     shared: list[Shared] = field(default_factory=list)
     mixings: list[Mixing] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    standards: list[Statistic] = field(default_factory=list)  # those to be made up for
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
@@ -262,6 +275,29 @@ class LabelBook:
                 self.grounded |= own.terms
         return kept
 
+    def reduce_weight(
+        self,
+        planes: Sequence[Plane],
+        dims: Sequence[int],
+        code: str,
+        where: Where,
+        *,
+        count: int,
+        correction: float,
+        scalable: bool,
+    ) -> list[Plane]:
+        """Reduce a weight over ``dims`` by a mean or variance; what comes of it is seen later."""
+        known = len(self.mixings)
+        kept = self.mix(planes, dims, code, where)
+        axes = common_axes([p for p in planes if p.dims and set(p.dims) <= set(dims)])
+        if axes and known < len(self.mixings):
+            mixings = tuple(self.mixings[known:])
+            del self.mixings[known:]
+            self.statistics.append(
+                Statistic(mixings, axes, code, where, count, correction, scalable)
+            )
+        return kept
+
     def _split(
         self, planes: Sequence[Plane], dims: Sequence[int]
     ) -> tuple[list[Plane], list[Plane]]:
@@ -300,6 +336,7 @@ class LabelBook:
             if not self._constant(labels, dims):
                 self.freeze(labels, "unlabelled", where)
         self._settle_closings()
+        settle_statistics(self)
 
     def _settle_closings(self) -> None:
         for plane, finer, axis, flow, where in self.shared:

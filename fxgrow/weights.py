@@ -5,11 +5,31 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .ir import PLAIN, Filling
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .labels import Where
     from .planes import Axis
+
+
+def shifted(axis: Axis) -> Axis:
+    """Name an axis of a weight whose mean is subtracted, or give back that axis.
+
+    It is another factor than the axis itself: it is zero where that is at the mean.
+
+    Examples
+    --------
+    >>> shifted(("conv.weight", 1)), shifted(("conv.weight", -2))
+    (('conv.weight', -2), ('conv.weight', 1))
+    """
+    return axis[0], ~axis[1]
+
+
+def unshifted(axis: Axis) -> Axis:
+    """Return the axis of the weight itself."""
+    return axis if axis[1] >= 0 else shifted(axis)
 
 
 @dataclass
@@ -28,12 +48,40 @@ class WeightAxes:
     factors : dict
         Axes along which weights are multiplied with weights, as spectral norms are: the
         product may not change, or others might be normalised by it.
+    centred : dict
+        For axes over which a weight's mean is subtracted: all the axes that the mean is over.
+        Zeros then are entries at that mean.
+    torn : set
+        Such axes whose weight is read as it is, too: no entry is zero for both.
     """
 
     rank: dict[Axis, int] = field(default_factory=dict)
     scales: dict[Axis, Axis] = field(default_factory=dict)
     rigid: dict[Axis, Where] = field(default_factory=dict)
     factors: dict[Axis, Where] = field(default_factory=dict)
+    centred: dict[Axis, tuple[Axis, ...]] = field(default_factory=dict)
+    torn: set[Axis] = field(default_factory=set)
+
+    def centre(self, axes: tuple[Axis, ...], where: Where) -> tuple[Axis, ...]:
+        """Write down that the mean over ``axes`` of one weight is subtracted from it.
+
+        Returns
+        -------
+        tuple of (tensor, dim)
+            What stands for each of them among the factors that are zero: see :func:`shifted`.
+        """
+        for axis in axes:
+            if self.centred.setdefault(axis, axes) != axes:
+                self.torn.add(axis)
+            self.rigid.setdefault(axis, where)
+            if axis in self.rank:
+                self.rank[shifted(axis)] = self.rank[axis]
+        return tuple(shifted(axis) for axis in axes)
+
+    def filling(self, axis: Axis) -> Filling:
+        """How new columns along an axis are made."""
+        axes = self.centred.get(axis)
+        return PLAIN if axes is None else Filling("centre", axes)
 
     def writer(self, zero: Sequence[Axis]) -> list[Axis]:
         """Axes among the factors ``zero`` that make rows: a parameter, and its scale.

@@ -19,6 +19,7 @@ from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
+from .standard import centred
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -70,6 +71,8 @@ def pointwise(state: Propagation, call: Call) -> Any:
         operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
     planes = _combined(state, name, first.ndim, tensors, operands)
+    if name in _SUMS and len(tensors) == 2 and first is call.out:
+        planes = centred(state, tensors, call.out, planes)
     return planes if first is call.out else [planes] * len(call.out)
 
 

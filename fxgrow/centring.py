@@ -1,0 +1,64 @@
+"""Weights whose mean is subtracted (weight standardisation): what is zero there, and what stays.
+
+Where every row of a weight is centred, a new column is zero once it holds the mean of its row.
+That mean stays then, and sums of squares do; what divides by a count is made up for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .weights import shifted, unshifted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .events import Statistic
+    from .labels import LabelBook
+    from .planes import Axis, Plane
+
+__all__ = ["centre", "common_axes", "settle_statistics"]
+
+def common_axes(planes: Iterable[Plane]) -> tuple[Axis, ...]:
+    """Return the axes that planes descend from, one each, of one tensor (else none)."""
+    zeros = [plane.zero for plane in planes]
+    if any(len(zero) != 1 for zero in zeros) or len({zero[0][0] for zero in zeros}) != 1:
+        return ()
+    return tuple(sorted({unshifted(zero[0]) for zero in zeros}))
+
+
+def centre(book: LabelBook, planes: Sequence[Plane], where: object) -> list[Plane]:
+    """Planes of a weight after the mean over all of them is subtracted (none: not one weight)."""
+    axes = common_axes(planes)
+    if not axes:
+        return []
+    book.weights.centre(axes, where)
+    return [p._replace(zero=(shifted(unshifted(p.zero[0])),), flow=None) for p in planes]
+
+
+def settle_statistics(book: LabelBook) -> None:
+    """Decide which means and variances of weights new columns leave as they are.
+
+    The others mix what they reduce, as those of activations do.
+    """
+    weights = book.weights
+    weights.torn |= weights.centred.keys() & book.closers.keys()
+    for axis in [a for a in book.closers if a[1] < 0]:
+        book.closers.setdefault(unshifted(axis), []).extend(book.closers.pop(axis))
+    for axis in [a for a in book.reads if a[1] < 0]:
+        book.reads.setdefault(unshifted(axis), []).extend(book.reads.pop(axis))
+    for event in book.statistics:
+        if _stays(book, event):
+            book.standards.append(event)
+        else:
+            book.mixings.extend(event.mixings)
+
+
+def _stays(book: LabelBook, event: Statistic) -> bool:
+    """Whether columns at the mean leave a statistic as it is, or it can be made up for."""
+    over = [book.weights.centred.get(axis) for axis in event.axes]
+    if any(axes is None for axes in over):
+        return False
+    if event.kind == "mean":
+        return True
+    return event.scalable and all(axes == event.axes for axes in over)
