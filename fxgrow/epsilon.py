@@ -38,6 +38,8 @@ _SCALABLE: dict[str, frozenset[Any]] = {
     "norm": frozenset({F.batch_norm}),
     "var": frozenset({"var", torch.var}),
     "std": frozenset({"std", torch.std}),
+    "var_mean": frozenset({torch.var_mean}),
+    "std_mean": frozenset({torch.std_mean}),
 }
 
 

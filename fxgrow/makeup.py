@@ -37,7 +37,7 @@ class Change:
     Attributes
     ----------
     kind : str
-        See :class:`fxgrow.ir.Norm`; of standardised weights: ``"norm"``, ``"var"``, ``"std"``.
+        See :class:`fxgrow.ir.Norm`; of standardised weights that of the statistic.
     ratio : float
         Old over new count.
     standard : Statistic, optional
@@ -84,16 +84,18 @@ def _ratio(index_map: IndexMap, name: str, dim: int) -> float:
     return 1.0 if axis is None else len(axis.old) / axis.size
 
 
-def factor_of(change: Change, node: fx.Node, entries: int) -> float:
-    """Factor that the result of a node, made of so many entries, is multiplied with (1: none)."""
+def factor_of(change: Change, node: fx.Node, given: Any, result: Any) -> float:
+    """Return what the result of a node, of what it is given, is multiplied with (1: nothing)."""
     event = change.standard
     if event is None:
         made = MADE_UP.get(change.kind)
-        return 1.0 if made is None else made(node, entries, change.ratio)
+        if made is None:
+            return 1.0
+        return made(node, given.numel() // result.numel(), change.ratio)
     if change.kind == "norm":
         return 1.0
     grown = (event.count / change.ratio - event.correction) / (event.count - event.correction)
-    return grown if change.kind == "var" else math.sqrt(grown)
+    return grown if change.kind.startswith("var") else math.sqrt(grown)
 
 
 def insert_factor(node: fx.Node, factor: float) -> fx.Node:

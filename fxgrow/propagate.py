@@ -172,6 +172,13 @@ class Propagation:
                 own = structural(self.book, own) if self.outer else own
                 self._write(tensor, Value(tuple(own), weight, live))
 
+    def align(self, out: torch.Tensor, other: torch.Tensor) -> None:
+        """Say that ``out`` has been expanded to the size of ``other``, and is as long as that."""
+        known = self.value(out)
+        free = {d for d, step in enumerate(out.stride()) if not step}
+        planes = [Plane(p.labels) for p in self.planes(other) if p.dims and free.issuperset(p.dims)]
+        self._write(out, known._replace(planes=(*known.planes, *planes)))
+
     def _write(self, tensor: torch.Tensor, value: Value) -> None:
         tensor.__dict__[LABELS_KEY] = value
         if self.written is not None:

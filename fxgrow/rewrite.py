@@ -199,9 +199,11 @@ class _Widener(LabelExecutor):
         if touched:
             self._compare(node, self.known.get(node), value)
         change = self.changes.get(node)
-        if change is not None:
-            entries = self.values[node.all_input_nodes[0]].numel() // value.numel()
-            self._make_up(node, value, factor_of(change, node, entries))
+        if change is not None and isinstance(value, tuple):  # a variance with its mean
+            self.changes.update({n: change for n in node.users if n.args[1] == 0})
+        elif change is not None:
+            given = self.values[node.all_input_nodes[0]]
+            self._make_up(node, value, factor_of(change, node, given, value))
         return value
 
     def _make_up(self, node: fx.Node, value: torch.Tensor, factor: float) -> None:

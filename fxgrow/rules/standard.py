@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["centred", "standardised", "statistic"]
 
-_KINDS = {"mean", "var", "std"}
+_KINDS = {"mean", "var", "std", "var_mean", "std_mean"}
 _ULPS = 64  # rounding errors of a sum, in units of the largest entry
 
 
@@ -88,7 +88,7 @@ def _without_mean(
 ) -> list[Plane]:
     """Planes of ``own`` that lie along dimensions over which its mean has been removed."""
     columns = [p for p in state.planes(own) if p.dims]
-    if own.shape != out.shape or not common_axes(columns[:1]):
+    if own.shape != out.shape or not columns:
         return []
     full = other.expand(out.shape)
     dims = [d for d in range(out.ndim) if _constant(full, d)]
