@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .weights import shifted, unshifted
+from .weights import is_shifted, shifted, unshifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -43,9 +43,9 @@ def settle_statistics(book: LabelBook) -> None:
     """
     weights = book.weights
     weights.torn |= weights.centred.keys() & book.closers.keys()
-    for axis in [a for a in book.closers if a[1] < 0]:
+    for axis in [a for a in book.closers if is_shifted(a)]:
         book.closers.setdefault(unshifted(axis), []).extend(book.closers.pop(axis))
-    for axis in [a for a in book.reads if a[1] < 0]:
+    for axis in [a for a in book.reads if is_shifted(a)]:
         book.reads.setdefault(unshifted(axis), []).extend(book.reads.pop(axis))
     for event in book.statistics:
         if _stays(book, event):

@@ -27,9 +27,14 @@ def shifted(axis: Axis) -> Axis:
     return axis[0], ~axis[1]
 
 
+def is_shifted(axis: Axis) -> bool:
+    """Whether :func:`shifted` made an axis."""
+    return axis[1] < 0
+
+
 def unshifted(axis: Axis) -> Axis:
     """Return the axis of the weight itself."""
-    return axis if axis[1] >= 0 else shifted(axis)
+    return shifted(axis) if is_shifted(axis) else axis
 
 
 @dataclass

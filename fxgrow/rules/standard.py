@@ -20,7 +20,7 @@ from ..planes import lift
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..planes import Plane
+    from ..planes import Axis, Plane
     from ..propagate import Call, Propagation
 
 __all__ = ["centred", "standardised", "statistic"]
@@ -67,7 +67,15 @@ def standardised(state: Propagation, call: Call) -> list[Plane]:
     if axes:
         count = x.numel() // x.shape[1]
         state.book.statistics.append(Statistic((), axes, "norm", where, count, 0.0, True))
+    _name_rows(state, state.planes(x), axes)
     return centre(state.book, columns, where)
+
+
+def _name_rows(state: Propagation, planes: Sequence[Plane], columns: Sequence[Axis]) -> None:
+    """Write down which axes make the rows of a weight that is centred, and which scale them."""
+    for axis in {a for plane in planes for a in plane.zero} - set(columns):
+        mine = columns and axis[0] == columns[0][0]
+        state.roles.setdefault(axis, set()).add("producer" if mine else "norm")
 
 
 def centred(
@@ -79,6 +87,7 @@ def centred(
     for own, other in (tensors, reversed(tensors)):
         gone = _without_mean(state, own, other, out)
         if gone:
+            _name_rows(state, state.planes(own), common_axes(gone))
             return _replaced(planes, centre(state.book, gone, state.where("sub")))
     return planes
 
