@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EPSILONS",
+    "MODULE",
     "OWN_EPSILON",
     "can_be_scaled",
     "follow_shape",
@@ -22,6 +23,9 @@ __all__ = [
 
 OWN_EPSILON = "fxgrow_eps"
 """Key of a node's ``meta``: the attribute that a module of the user's keeps its eps in."""
+
+MODULE = "fxgrow_module"
+"""Key of the ``meta`` of a place in Python code: the module whose code it is."""
 
 # Function → position and default of its argument ``eps``. None stands for rounding errors of
 # the dtype, and stays.

@@ -17,17 +17,17 @@ import torch
 from torch import fx
 
 from .counts import MADE_UP
-from .epsilon import scale_epsilon
+from .epsilon import MODULE, OWN_EPSILON, scale_epsilon
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from torch import nn
 
     from .events import Statistic
     from .ir import Group, IndexMap
 
-__all__ = ["Change", "MadeUp", "changes", "factor_of", "insert_factor", "scale_standard"]
+__all__ = ["Change", "MadeUp", "changes", "factor_of", "find_numbers", "insert_factor", "scale_numbers", "scale_standard"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +151,52 @@ def scale_standard(node: fx.Node, change: Change, root: nn.Module, done: set[str
     return MadeUp(edits, 1.0, follows)
 
 
+def find_numbers(site: object, args: Sequence[Any]) -> bool:
+    """Find the eps and the factor of a standardised weight among the attributes of its module.
+
+    Parameters
+    ----------
+    site : object
+        Where the batch norm is computed: a place in Python code that is no graph.
+    args : sequence
+        Of the batch norm: input, weight and bias first, eps last.
+
+    Returns
+    -------
+    bool
+        Whether there are both; the site then knows their names.
+    """
+    module = site.meta.get(MODULE) if isinstance(site, fx.Node) else None
+    if module is None or not isinstance(args[1], torch.Tensor):
+        return False
+    floats = {k: v for k, v in module.__dict__.items() if type(v) is float and v}
+    epsilons = [name for name, value in floats.items() if value == args[-1]]
+    gains = [p for p in module._parameters.values() if p is not None and p.numel() == len(args[1])]
+    factors = [
+        name
+        for name, value in floats.items()
+        if name not in epsilons and any(torch.equal((p * value).view(-1), args[1]) for p in gains)
+    ]
+    if len(epsilons) != 1 or len(factors) != 1:
+        return False
+    site.meta[OWN_EPSILON], site.meta[_OWN_FACTOR] = epsilons[0], factors[0]
+    return True
+
+
+def scale_numbers(node: fx.Node, change: Change, root: nn.Module, done: set[str]) -> list[str]:
+    """Make up for what happens in code that is no graph, in attributes; return the edits."""
+    name = str(node.target)
+    known = name in done
+    edits = scale_epsilon(node, root, change.ratio, done)
+    if change.kind != "norm" or known:
+        return edits
+    own, factor = root.get_submodule(name).__dict__, node.meta[_OWN_FACTOR]
+    value: float = own[factor]
+    own[factor] = value * math.sqrt(change.ratio)
+    return [*edits, f"{name}.{factor}: {value:g} → {own[factor]:g}"]
+
+
+_OWN_FACTOR = "fxgrow_factor"
 _SHAPED = {"view", "reshape", "flatten", "squeeze", torch.reshape, torch.flatten, torch.squeeze}
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 

@@ -18,7 +18,7 @@ from .execute import Executor
 from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
-from .makeup import changes, factor_of, insert_factor, scale_standard
+from .makeup import changes, factor_of, insert_factor, scale_numbers, scale_standard
 from .module import GrownModule, copy_graph
 from .multihead import free_attention
 from .partition import check_partition
@@ -353,8 +353,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
     for node, change in widened.changes.items():
-        if change.kind == "eps" and node not in analysis.planes:  # lies in code that is no graph
-            widened.edits.extend(scale_epsilon(node, root, change.ratio, widened.scaled))
+        if change.kind in {"eps", "norm"} and node not in analysis.planes:  # in no graph
+            widened.edits.extend(scale_numbers(node, change, root, widened.scaled))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):

@@ -15,6 +15,7 @@ import torch
 from ..centring import centre, common_axes
 from ..epsilon import can_be_scaled
 from ..events import Statistic
+from ..makeup import find_numbers
 from ..planes import lift
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def standardised(state: Propagation, call: Call) -> list[Plane]:
     statistics = [t for t in call.args[3:5] if isinstance(t, torch.Tensor)]
     if statistics or x.shape[0] != 1 or not state.is_weight(x):
         return []
-    if not can_be_scaled(where.site, "norm"):
+    if not (can_be_scaled(where.site, "norm") or find_numbers(where.site, call.args)):
         return []
     columns = [p for p in state.planes(x) if p.dims and 1 not in p.dims]
     axes = common_axes(columns)
