@@ -223,7 +223,9 @@ class LabelExecutor(Executor):
         """Run a method; what is expanded as another tensor is, is as long at any width."""
         value = super().call_method(node)
         if node.target == "expand_as":
-            self.state.align(value, self.load(node.args[1] if node.args[1:] else node.kwargs["other"]))
+            self.state.align(
+                value, self.load(node.args[1] if node.args[1:] else node.kwargs["other"])
+            )
         return value
 
     def placeholder(self, node: fx.Node) -> Any:

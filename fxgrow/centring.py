@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .flows import weight_flow
 from .weights import is_shifted, shifted, unshifted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from .events import Statistic
+    from .events import Statistic, Where
     from .labels import LabelBook
     from .planes import Axis, Plane
 
-__all__ = ["centre", "common_axes", "settle_statistics"]
+__all__ = ["UNCHANGED", "centre", "common_axes", "settle_statistics", "squared_axes"]
+
+UNCHANGED = frozenset({"mean", "linalg_vector_norm", "norm"})
+"""Statistics that stay; norms are those of centred weights."""
+
 
 def common_axes(planes: Iterable[Plane]) -> tuple[Axis, ...]:
     """Return the axes that planes descend from, one each, of one tensor (else none)."""
@@ -27,13 +32,29 @@ def common_axes(planes: Iterable[Plane]) -> tuple[Axis, ...]:
     return tuple(sorted({unshifted(zero[0]) for zero in zeros}))
 
 
-def centre(book: LabelBook, planes: Sequence[Plane], where: object) -> list[Plane]:
+def centre(book: LabelBook, planes: Sequence[Plane], where: Where) -> list[Plane]:
     """Planes of a weight after the mean over all of them is subtracted (none: not one weight)."""
     axes = common_axes(planes)
     if not axes:
         return []
     book.weights.centre(axes, where)
-    return [p._replace(zero=(shifted(unshifted(p.zero[0])),), flow=None) for p in planes]
+    zeros = [shifted(unshifted(p.zero[0])) for p in planes]
+    return [
+        p._replace(zero=(zero,), flow=weight_flow(zero))
+        for p, zero in zip(planes, zeros, strict=True)
+    ]
+
+
+def squared_axes(planes: Iterable[Plane]) -> tuple[Axis, ...]:
+    """Return the axes of one weight whose centred entries planes are the squares of."""
+    found = []
+    for plane in planes:
+        terms = plane.flow.terms if plane.flow is not None else None
+        term = next(iter(terms)) if terms is not None and len(terms) == 1 else ()
+        if len(term) != 2 or term[0] != term[1] or not is_shifted(term[0]):
+            return ()
+        found.append(unshifted(term[0]))
+    return tuple(sorted(found)) if len({name for name, _ in found}) == 1 else ()
 
 
 def settle_statistics(book: LabelBook) -> None:
@@ -59,6 +80,6 @@ def _stays(book: LabelBook, event: Statistic) -> bool:
     over = [book.weights.centred.get(axis) for axis in event.axes]
     if any(axes is None for axes in over):
         return False
-    if event.kind == "mean":
+    if event.kind in UNCHANGED:
         return True
     return event.scalable and all(axes == event.axes for axes in over)

@@ -39,7 +39,8 @@ EPSILONS: dict[Any, tuple[int, float | None]] = {
 
 # Kind of a statistic of weights → functions and methods whose result, or eps, can be scaled.
 _SCALABLE: dict[str, frozenset[Any]] = {
-    "norm": frozenset({F.batch_norm}),
+    "standard": frozenset({F.batch_norm, F.layer_norm, torch.layer_norm}),
+    "square": frozenset({"mean", torch.mean}),
     "var": frozenset({"var", torch.var}),
     "std": frozenset({"std", torch.std}),
     "var_mean": frozenset({torch.var_mean}),

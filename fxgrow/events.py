@@ -90,7 +90,7 @@ class Mixing(NamedTuple):
 class Statistic(NamedTuple):
     """Weights are reduced over ``axes``: a mean, a variance, or both (standardisation).
 
-    ``count`` entries make one result; ``correction`` is what a variance divides by less,
+    ``entries`` make one result; ``correction`` is what a variance divides by less,
     ``scalable`` says that the result (or an eps) can be scaled where it is computed.
     Whether new entries leave it as it is is known when all is: they do at the mean.
     """
@@ -99,7 +99,7 @@ class Statistic(NamedTuple):
     axes: tuple[Axis, ...]
     kind: str
     where: Where
-    count: int
+    entries: int
     correction: float
     scalable: bool
 

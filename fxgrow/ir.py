@@ -57,9 +57,8 @@ class Filling(NamedTuple):
     ``kind``: ``"mean"`` (what makes the units of the stream the mean over the old ones,
     given the entries of ``scales`` that they are multiplied with), ``"zero"``, ``"random"``,
     ``"gain"`` (weights of the norms, which make up for the new width), ``"scale"`` (mean
-    square over the old ones), or ``""`` (as in a fresh group).
-    ``"centre"``, of columns of standardised weights in any group: the mean of the row's old
-    entries over all of ``scales``.
+    square over the old ones), or ``""`` (as in a fresh group). In any group, columns of
+    standardised weights are ``"centre"``: the mean of their row over the axes ``scales``.
     """
 
     kind: str = ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .centring import common_axes, settle_statistics
+from .centring import settle_statistics
 from .events import (
     Closing,
     Frozen,
@@ -276,26 +276,14 @@ class LabelBook:
         return kept
 
     def reduce_weight(
-        self,
-        planes: Sequence[Plane],
-        dims: Sequence[int],
-        code: str,
-        where: Where,
-        *,
-        count: int,
-        correction: float,
-        scalable: bool,
+        self, planes: Sequence[Plane], dims: Sequence[int], event: Statistic
     ) -> list[Plane]:
-        """Reduce a weight over ``dims`` by a mean or variance; what comes of it is seen later."""
+        """Reduce a weight over ``dims`` to a statistic; what comes of it is seen later."""
         known = len(self.mixings)
-        kept = self.mix(planes, dims, code, where)
-        axes = common_axes([p for p in planes if p.dims and set(p.dims) <= set(dims)])
-        if axes and known < len(self.mixings):
-            mixings = tuple(self.mixings[known:])
+        kept = self.mix(planes, dims, event.where.op, event.where)
+        if known < len(self.mixings):
+            self.statistics.append(event._replace(mixings=tuple(self.mixings[known:])))
             del self.mixings[known:]
-            self.statistics.append(
-                Statistic(mixings, axes, code, where, count, correction, scalable)
-            )
         return kept
 
     def _split(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import fx
 
+from .centring import UNCHANGED
 from .counts import MADE_UP
 from .epsilon import MODULE, OWN_EPSILON, scale_epsilon
 
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from .events import Statistic
     from .ir import Group, IndexMap
 
-__all__ = ["Change", "MadeUp", "changes", "factor_of", "find_numbers", "insert_factor", "scale_numbers", "scale_standard"]
+__all__ = [
+    "Change",
+    "MadeUp",
+    "changes",
+    "factor_of",
+    "find_numbers",
+    "insert_factor",
+    "scale_numbers",
+    "scale_standard",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +83,7 @@ def changes(
             found[norm.node] = Change(norm.kind, ratio * (known.ratio if known else 1.0))
     for event in standards:
         ratio = math.prod(_ratio(index_map, *axis) for axis in event.axes)
-        if ratio < 1 and event.kind != "mean":
+        if ratio < 1 and event.kind not in UNCHANGED:
             node: Any = event.where.site
             found[node] = Change(event.kind, ratio, event)
     return found
@@ -92,10 +102,10 @@ def factor_of(change: Change, node: fx.Node, given: Any, result: Any) -> float:
         if made is None:
             return 1.0
         return made(node, given.numel() // result.numel(), change.ratio)
-    if change.kind == "norm":
+    if change.kind == "standard":
         return 1.0
-    grown = (event.count / change.ratio - event.correction) / (event.count - event.correction)
-    return grown if change.kind.startswith("var") else math.sqrt(grown)
+    grown = (event.entries / change.ratio - event.correction) / (event.entries - event.correction)
+    return math.sqrt(grown) if change.kind.startswith("std") else grown
 
 
 def insert_factor(node: fx.Node, factor: float) -> fx.Node:
@@ -166,8 +176,10 @@ def find_numbers(site: object, args: Sequence[Any]) -> bool:
     bool
         Whether there are both; the site then knows their names.
     """
-    module = site.meta.get(MODULE) if isinstance(site, fx.Node) else None
-    if module is None or not isinstance(args[1], torch.Tensor):
+    if not isinstance(site, fx.Node) or MODULE not in site.meta:
+        return False
+    module = site.meta[MODULE]
+    if not isinstance(args[1], torch.Tensor):
         return False
     floats = {k: v for k, v in module.__dict__.items() if type(v) is float and v}
     epsilons = [name for name, value in floats.items() if value == args[-1]]
@@ -188,7 +200,7 @@ def scale_numbers(node: fx.Node, change: Change, root: nn.Module, done: set[str]
     name = str(node.target)
     known = name in done
     edits = scale_epsilon(node, root, change.ratio, done)
-    if change.kind != "norm" or known:
+    if change.kind != "standard" or known:
         return edits
     own, factor = root.get_submodule(name).__dict__, node.meta[_OWN_FACTOR]
     value: float = own[factor]

@@ -255,7 +255,7 @@ class _Widener(LabelExecutor):
         change, root, done = self.changes.get(node), self.widened.root, self.widened.scaled
         if change is not None and change.kind == "eps":
             self.widened.edits.extend(scale_epsilon(node, root, change.ratio, done))
-        elif change is not None and change.kind == "norm":
+        elif change is not None and change.kind == "standard":
             made = scale_standard(node, change, root, done)
             self.widened.edits.extend(made.edits)
             self.widened.by_hand.extend([] if made.own else [_place(node)])
@@ -353,7 +353,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
     for node, change in widened.changes.items():
-        if change.kind in {"eps", "norm"} and node not in analysis.planes:  # in no graph
+        if change.kind in {"eps", "standard"} and node not in analysis.planes:  # in no graph
             widened.edits.extend(scale_numbers(node, change, root, widened.scaled))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):

@@ -81,8 +81,8 @@ class _Proxy(fx.Proxy):
         return float(self.tracer.number(self.node, float))
 
     def __index__(self) -> int:
-        """Rank of a tensor, as of ``range(1, weight.ndim)``: the same at any width."""
-        if not self.tracer.is_static(self.node):
+        """Rank of a tensor, as in ``range(1, weight.ndim)``: the same at any width."""
+        if self.tracer._origins(self.node):
             raise TypeError("a traced value can't be interpreted as an integer")
         return int(self.tracer.concrete(self.node))
 
@@ -230,10 +230,6 @@ class Tracer(Recorder):
             raise fx.proxy.TraceError(f"{kind.__name__} of what is no size, or may be the batch's")
         self.create_node("call_function", guard, (node, kind(value)), {})
         return kind(value)
-
-    def is_static(self, node: fx.Node) -> bool:
-        """Whether a value depends on neither sizes nor data."""
-        return not self._origins(node)
 
     def _requires_grad(self, node: Any) -> bool:
         """Answer for a run in the mode at hand: in training, what the model computes does."""

@@ -8,7 +8,7 @@ import torch
 
 from ..flows import Flow, fixed, known, same
 from ..planes import Plane
-from .standard import standardised, statistic
+from .standard import standardised, standardised_rows, statistic, summed_squares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -38,7 +38,9 @@ def _dropped(planes: Iterable[Plane], dims: Sequence[int], ndim_out: int) -> lis
 def sum_(state: Propagation, call: Call) -> list[Plane]:
     """Sum over dimensions: whole planes must be closed by a zeroable factor."""
     dims = _dims(call, 1)
-    kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
+    kept = summed_squares(state, call, dims)
+    if kept is None:
+        kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
     return _dropped(kept, dims, call.out.ndim)
 
 
@@ -113,6 +115,9 @@ def layer_norm(state: Propagation, call: Call) -> list[Plane] | list[list[Plane]
     x, normalized = call.args[0], call.args[1]
     where = state.where(call.name)
     dims = list(range(x.ndim - len(normalized), x.ndim))
+    weight = standardised_rows(state, call, dims)
+    if weight is not None:
+        return [weight, [], []]
     operands: list[tuple[Sequence[Plane], Sequence[int]]] = [(state.planes(x), x.shape)]
     for entry in call.args[2:4]:
         if isinstance(entry, torch.Tensor):

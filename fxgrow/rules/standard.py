@@ -12,47 +12,92 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..centring import centre, common_axes
+from ..centring import centre, common_axes, squared_axes
 from ..epsilon import can_be_scaled
 from ..events import Statistic
+from ..flows import product
 from ..makeup import find_numbers
 from ..planes import lift
+from ..weights import is_shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..events import Where
+    from ..flows import Flow
     from ..planes import Axis, Plane
     from ..propagate import Call, Propagation
 
-__all__ = ["centred", "standardised", "statistic"]
+__all__ = [
+    "centred",
+    "square",
+    "standardised",
+    "standardised_rows",
+    "statistic",
+    "summed_squares",
+]
 
-_KINDS = {"mean", "var", "std", "var_mean", "std_mean"}
 _ULPS = 64  # rounding errors of a sum, in units of the largest entry
 
 
 def statistic(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane] | None:
-    """Reduce a weight to a mean or a variance of its rows; ``None`` for all other calls."""
+    """Reduce a weight to a statistic of its rows; ``None`` for all other calls."""
     x = call.args[0]
-    if call.name not in _KINDS or not isinstance(x, torch.Tensor) or not state.is_weight(x):
+    if call.name not in _STATISTICS or not isinstance(x, torch.Tensor) or not state.is_weight(x):
         return None
-    where = state.where(call.name)
-    return state.book.reduce_weight(
-        state.planes(x),
-        dims,
-        call.name,
-        where,
-        count=math.prod(x.shape[d] for d in dims),
-        correction=_correction(call),
-        scalable=call.name == "mean" or can_be_scaled(where.site, call.name),
-    )
+    planes, where = state.planes(x), state.where(call.name)
+    gone = [p for p in planes if p.dims and set(p.dims) <= set(dims)]
+    kind, axes = call.name, common_axes(gone)
+    if call.name == "mean" and not axes:
+        kind, axes = "square", squared_axes(gone)
+    centred = all(is_shifted(axis) for p in gone for axis in p.zero)
+    if not axes or (call.name in _NORMS and not centred):
+        return None
+    count = math.prod(x.shape[d] for d in dims)
+    scalable = kind in {"mean", *_NORMS} or can_be_scaled(where.site, kind)
+    event = Statistic((), axes, kind, where, count, _correction(call), scalable)
+    return state.book.reduce_weight(planes, dims, event)
+
+
+_NORMS = {"linalg_vector_norm", "norm"}
+_STATISTICS = {"mean", "var", "std", "var_mean", "std_mean", *_NORMS}
 
 
 def _correction(call: Call) -> float:
     """Read what a variance divides by less than its count (of a mean: nothing)."""
-    if call.name == "mean":
+    if call.name not in {"var", "std", "var_mean", "std_mean"}:
         return 0.0
     given = call.kwargs.get("correction", next((a for a in call.args[2:3]), True))
     return 1.0 if given is None else float(given)
+
+
+def square(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of the square of a weight."""
+    return product([*flows, *flows], complete)
+
+
+def summed_squares(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane] | None:
+    """Planes of a weight's centred squares, summed: new ones add nothing (None: other sums)."""
+    x = call.args[0]
+    planes = state.planes(x)
+    gone = [p for p in planes if p.dims and set(p.dims) <= set(dims)]
+    if not state.is_weight(x) or not squared_axes(gone):
+        return None
+    return [p for p in planes if not set(p.dims) & set(dims)]
+
+
+def standardised_rows(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane] | None:
+    """Planes of a weight after layer normalisation of its rows (None: of anything else)."""
+    x, where = call.args[0], state.where("layer_norm")
+    affine = any(isinstance(t, torch.Tensor) for t in call.args[2:4])
+    if affine or call.name != "native_layer_norm" or not state.is_weight(x):
+        return None
+    columns = [p for p in state.planes(x) if p.dims and set(p.dims) <= set(dims)]
+    if not common_axes(columns) or not can_be_scaled(where.site, "standard"):
+        return None
+    count = math.prod(x.shape[d] for d in dims)
+    rows = [p._replace(zero=(), flow=None) for p in state.planes(x) if not set(p.dims) & set(dims)]
+    return [*rows, *_standard(state, state.planes(x), columns, where, count)]
 
 
 def standardised(state: Propagation, call: Call) -> list[Plane]:
@@ -61,14 +106,21 @@ def standardised(state: Propagation, call: Call) -> list[Plane]:
     statistics = [t for t in call.args[3:5] if isinstance(t, torch.Tensor)]
     if statistics or x.shape[0] != 1 or not state.is_weight(x):
         return []
-    if not (can_be_scaled(where.site, "norm") or find_numbers(where.site, call.args)):
+    if not (can_be_scaled(where.site, "standard") or find_numbers(where.site, call.args)):
         return []
     columns = [p for p in state.planes(x) if p.dims and 1 not in p.dims]
+    if not common_axes(columns):
+        return []
+    return _standard(state, state.planes(x), columns, where, x.numel() // x.shape[1])
+
+
+def _standard(
+    state: Propagation, planes: Sequence[Plane], columns: Sequence[Plane], where: Where, count: int
+) -> list[Plane]:
+    """Write down that rows of ``count`` entries are standardised; return their columns' planes."""
     axes = common_axes(columns)
-    if axes:
-        count = x.numel() // x.shape[1]
-        state.book.statistics.append(Statistic((), axes, "norm", where, count, 0.0, True))
-    _name_rows(state, state.planes(x), axes)
+    state.book.statistics.append(Statistic((), axes, "standard", where, count, 0.0, True))
+    _name_rows(state, planes, axes)
     return centre(state.book, columns, where)
 
 
