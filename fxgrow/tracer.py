@@ -23,7 +23,7 @@ from .errors import TraceError
 from .patterns import pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
-from .walks import holds_inside
+from .walks import holds_inside, is_parametrised_by_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class Tracer(Recorder):
         if self.rules.declared(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
-            return not m._modules or not holds_inside(m)
+            return not (m._modules and (holds_inside(m) or is_parametrised_by_user(m)))
         return False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
