@@ -82,9 +82,10 @@ def test_rows_are_fresh_and_columns_at_the_mean_of_their_row(form):
     assert len(places.new) == 4
 
 
+@pytest.mark.parametrize("gain", [True, False], ids=["gain", "plain"])
 @pytest.mark.parametrize("form", FORMS)
-def test_growth_of_a_growth(form):
-    model = net(form, gain=form != "fused")  # else the constant is changed twice
+def test_growth_of_a_growth(form, gain):
+    model = net(form, gain)
     twice = grown(grown(model).module, units=1, seed=3)
     assert difference(outputs(model, IMAGE), outputs(twice.module, IMAGE)) <= EXACT
 
