@@ -62,8 +62,7 @@ def settle_statistics(book: LabelBook) -> None:
 
     The others mix what they reduce, as those of activations do.
     """
-    weights = book.weights
-    weights.torn |= weights.centred.keys() & book.closers.keys()
+    book.weights.settle(book.closers)
     for axis in [a for a in book.closers if is_shifted(a)]:
         book.closers.setdefault(unshifted(axis), []).extend(book.closers.pop(axis))
     for axis in [a for a in book.reads if is_shifted(a)]:
@@ -77,8 +76,8 @@ def settle_statistics(book: LabelBook) -> None:
 
 def _stays(book: LabelBook, event: Statistic) -> bool:
     """Whether columns at the mean leave a statistic as it is, or it can be made up for."""
-    over = [book.weights.centred.get(axis) for axis in event.axes]
-    if any(axes is None for axes in over):
+    over = [book.weights.over(axis) for axis in event.axes]
+    if not all(over):
         return False
     if event.kind in UNCHANGED:
         return True

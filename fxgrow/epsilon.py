@@ -34,8 +34,8 @@ EPSILONS: dict[Any, tuple[int, float | None]] = {
     torch.layer_norm: (4, 1e-5),
     F.rms_norm: (3, None),
     torch.rms_norm: (3, None),
-    F.batch_norm: (7, 1e-5),
 }
+_PLACES = {**EPSILONS, F.batch_norm: (7, 1e-5)}
 
 # Kind of a statistic of weights → functions and methods whose result, or eps, can be scaled.
 _SCALABLE: dict[str, frozenset[Any]] = {
@@ -50,7 +50,9 @@ _SCALABLE: dict[str, frozenset[Any]] = {
 
 def can_be_scaled(node: object, kind: str) -> bool:
     """Whether a statistic of weights can be made up for at a node of a graph."""
-    return isinstance(node, fx.Node) and node.target in _SCALABLE[kind]
+    if not isinstance(node, fx.Node) or node.target not in _SCALABLE[kind]:
+        return False
+    return kind != "standard" or not isinstance(_given(node), fx.Node)
 
 
 def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
@@ -110,13 +112,13 @@ def _owner(node: fx.Node) -> str:
 
 
 def _given(node: fx.Node) -> Any:
-    position, default = EPSILONS[node.target]
+    position, default = _PLACES[node.target]
     given = node.args[position] if len(node.args) > position else node.kwargs.get("eps")
     return default if given is None else given
 
 
 def _set(node: fx.Node, value: float) -> None:
-    position, _ = EPSILONS[node.target]
+    position, _ = _PLACES[node.target]
     if len(node.args) > position:
         node.update_arg(position, value)
     else:

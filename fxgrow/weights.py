@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from .ir import PLAIN, Filling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from .labels import Where
     from .planes import Axis
@@ -54,8 +54,8 @@ class WeightAxes:
         Axes along which weights are multiplied with weights, as spectral norms are: the
         product may not change, or others might be normalised by it.
     centred : dict
-        For axes over which a weight's mean is subtracted: all the axes that the mean is over.
-        Zeros then are entries at that mean.
+        For axes over which a weight's mean is subtracted: all the axes that the mean is over,
+        and where it is. Zeros then are entries at that mean.
     torn : set
         Such axes whose weight is read as it is, too: no entry is zero for both.
     """
@@ -64,29 +64,37 @@ class WeightAxes:
     scales: dict[Axis, Axis] = field(default_factory=dict)
     rigid: dict[Axis, Where] = field(default_factory=dict)
     factors: dict[Axis, Where] = field(default_factory=dict)
-    centred: dict[Axis, tuple[Axis, ...]] = field(default_factory=dict)
+    centred: dict[Axis, tuple[tuple[Axis, ...], Where]] = field(default_factory=dict)
     torn: set[Axis] = field(default_factory=set)
 
-    def centre(self, axes: tuple[Axis, ...], where: Where) -> tuple[Axis, ...]:
+    def centre(self, axes: tuple[Axis, ...], where: Where) -> None:
         """Write down that the mean over ``axes`` of one weight is subtracted from it.
 
-        Returns
-        -------
-        tuple of (tensor, dim)
-            What stands for each of them among the factors that are zero: see :func:`shifted`.
+        What stands for them among the factors that are zero is :func:`shifted`.
         """
         for axis in axes:
-            if self.centred.setdefault(axis, axes) != axes:
+            if self.centred.setdefault(axis, (axes, where))[0] != axes:
                 self.torn.add(axis)
-            self.rigid.setdefault(axis, where)
             if axis in self.rank:
                 self.rank[shifted(axis)] = self.rank[axis]
-        return tuple(shifted(axis) for axis in axes)
+
+    def settle(self, closers: Container[Axis]) -> None:
+        """Keep the axes that are centred where units are summed away; nothing else fits there."""
+        self.torn |= {axis for axis in self.centred if axis in closers}
+        for axis, (axes, where) in list(self.centred.items()):
+            if any(shifted(a) in closers for a in axes):
+                self.rigid.setdefault(axis, where)
+            else:
+                del self.centred[axis]
+
+    def over(self, axis: Axis) -> tuple[Axis, ...]:
+        """Return the axes that a mean which is subtracted is over (none: none is)."""
+        return self.centred[axis][0] if axis in self.centred else ()
 
     def filling(self, axis: Axis) -> Filling:
         """How new columns along an axis are made."""
-        axes = self.centred.get(axis)
-        return PLAIN if axes is None else Filling("centre", axes)
+        axes = self.over(axis)
+        return Filling("centre", axes) if axes else PLAIN
 
     def writer(self, zero: Sequence[Axis]) -> list[Axis]:
         """Axes among the factors ``zero`` that make rows: a parameter, and its scale.

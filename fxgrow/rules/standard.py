@@ -14,7 +14,7 @@ import torch
 
 from ..centring import centre, common_axes, squared_axes
 from ..epsilon import can_be_scaled
-from ..events import Statistic
+from ..events import Mixing, Statistic
 from ..flows import product
 from ..makeup import find_numbers
 from ..planes import lift
@@ -119,7 +119,8 @@ def _standard(
 ) -> list[Plane]:
     """Write down that rows of ``count`` entries are standardised; return their columns' planes."""
     axes = common_axes(columns)
-    state.book.statistics.append(Statistic((), axes, "standard", where, count, 0.0, True))
+    mixings = tuple(Mixing(p.labels, "weight_norm", where) for p in columns)
+    state.book.statistics.append(Statistic(mixings, axes, "standard", where, count, 0.0, True))
     _name_rows(state, planes, axes)
     return centre(state.book, columns, where)
 
@@ -157,7 +158,10 @@ def _without_mean(
     gone = [lift(p, out.ndim, keep_zero=True) for p in columns if set(p.dims) <= set(dims)]
     if not common_axes(gone):
         return []
-    size = max(float(out.abs().max()), float(other.abs().max()))
+    taken = float(other.abs().max())
+    if not taken:  # zeros are the mean of anything that has not been trained
+        return []
+    size = max(float(out.abs().max()), taken)
     rest = float(out.double().mean(dims).abs().max())
     return gone if rest <= _ULPS * torch.finfo(out.dtype).eps * size else []
 
