@@ -178,6 +178,26 @@ def test_what_is_frozen_and_why(name):
         assert max(errors(model, grown(model).module, IMAGE)) <= EXACT
 
 
+class Powers(nn.Module):
+    """Weights with weights for exponents, and one that is centred but no sum's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.base, self.exponent = nn.Parameter(torch.rand(6)), nn.Parameter(torch.rand(6))
+
+    def forward(self, x):
+        x = self.a(x) * torch.pow(self.base, self.exponent) + torch.pow(2.0, self.exponent)
+        return self.b(torch.relu(x) * (self.base - self.base.mean()))
+
+
+def test_what_is_centred_and_weighs_no_sum_is_mixed_as_before():
+    model, x = randomised(Powers()), torch.randn(2, 5).double()
+    (group,) = fxgrow.inspect(model, x).groups
+    assert group.recipe == "copies"
+    assert max(errors(model, fxgrow.widen(model, x, {"a": 6}).module, x)) <= EXACT
+
+
 @pytest.mark.parametrize("form", ["fused", "std", "layer norm"])
 @pytest.mark.parametrize("gain", [True, False], ids=["gain", "plain"])
 def test_optimizer_average_and_file(form, gain, tmp_path):

@@ -67,7 +67,7 @@ def pointwise(state: Propagation, call: Call) -> Any:
     name = call.name.rstrip("_")
     tensors = tensors_of((*call.args, *call.kwargs.values()))
     operands: Operands = [(state.planes(t), t.shape) for t in tensors]
-    if name == "pow" and call.args[1] == 2 and all(map(state.is_weight, tensors)):
+    if name == "pow" and _is_square(call) and all(map(state.is_weight, tensors)):
         name = "square"
     elif _breaks(name, call):
         operands = [(_bare(planes), shape) for planes, shape in operands]
@@ -138,6 +138,11 @@ def _breaks(name: str, call: Call) -> bool:
     if name in _SUMS:
         return not isinstance(number, torch.Tensor)
     return name == "pow" and not (isinstance(number, (int, float)) and number >= 1)
+
+
+def _is_square(call: Call) -> bool:
+    exponent = call.arg(1, "exponent")
+    return isinstance(exponent, (int, float)) and exponent == 2
 
 
 def _bare(planes: Iterable[Plane]) -> list[Plane]:

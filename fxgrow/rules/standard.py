@@ -79,19 +79,21 @@ def square(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
 def summed_squares(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane] | None:
     """Planes of a weight's centred squares, summed: new ones add nothing (None: other sums)."""
     x = call.args[0]
+    if not state.is_weight(x):
+        return None
     planes = state.planes(x)
-    gone = [p for p in planes if p.dims and set(p.dims) <= set(dims)]
-    if not state.is_weight(x) or not squared_axes(gone):
+    if not squared_axes([p for p in planes if p.dims and set(p.dims) <= set(dims)]):
         return None
     return [p for p in planes if not set(p.dims) & set(dims)]
 
 
 def standardised_rows(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane] | None:
     """Planes of a weight after layer normalisation of its rows (None: of anything else)."""
-    x, where = call.args[0], state.where("layer_norm")
+    x = call.args[0]
     affine = any(isinstance(t, torch.Tensor) for t in call.args[2:4])
     if affine or call.name != "native_layer_norm" or not state.is_weight(x):
         return None
+    where = state.where("layer_norm")
     columns = [p for p in state.planes(x) if p.dims and set(p.dims) <= set(dims)]
     if not common_axes(columns) or not can_be_scaled(where.site, "standard"):
         return None
@@ -102,10 +104,11 @@ def standardised_rows(state: Propagation, call: Call, dims: Sequence[int]) -> li
 
 def standardised(state: Propagation, call: Call) -> list[Plane]:
     """Planes of a weight's columns after a batch norm that takes its rows for channels."""
-    x, where = call.args[0], state.where(call.name)
+    x = call.args[0]
     statistics = [t for t in call.args[3:5] if isinstance(t, torch.Tensor)]
     if statistics or x.shape[0] != 1 or not state.is_weight(x):
         return []
+    where = state.where(call.name)
     if not (can_be_scaled(where.site, "standard") or find_numbers(where.site, call.args)):
         return []
     columns = [p for p in state.planes(x) if p.dims and 1 not in p.dims]
