@@ -142,6 +142,18 @@ class Net(nn.Module):
         return self.head(F.silu(self.g(x)).mean((2, 3)))
 
 
+class Line(nn.Module):
+    """Two standardised convolutions of one width."""
+
+    def __init__(self, width, **options):
+        super().__init__()
+        self.a, self.b = Standard(3, width, **options), Standard(width, width, **options)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(F.silu(self.b(F.silu(self.a(x)))).mean((2, 3)))
+
+
 class StandardLinear(nn.Linear):
     def forward(self, x):
         w = self.weight

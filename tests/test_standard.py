@@ -10,6 +10,7 @@ from checks import difference, errors, outputs, randomised, step, untrained
 from networks_standard import (
     FORMS,
     OWN,
+    Line,
     Net,
     One,
     StandardLinear,
@@ -24,11 +25,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxgrow
-from fxgrow.errors import UnsupportedError
+from fxgrow.errors import UnsupportedError, VerificationError
 from fxgrow.vote import fill_candidates
 
 EXACT = 1e-10
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 7 * 7).reshape(2, 3, 7, 7).double().sin()
+FEW = ["fused", "std", "deepmind", "stepwise"]
 GROUPS = {"a", "b", "c", "d", "g"}
 
 
@@ -60,14 +62,14 @@ def test_all_groups_at_once(form, gain):
     assert untrained(growth.module, growth.groups, IMAGE) == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FEW)
 @pytest.mark.parametrize("names", [*GROUPS, ("b", "c")], ids=str)
 def test_groups_alone_and_two_that_are_read_together(form, names):
     model = net(form)
     assert max(errors(model, grown(model, names, units=3).module, IMAGE)) <= EXACT
 
 
-@pytest.mark.parametrize("form", ["fused", "std", "deepmind", "stepwise"])
+@pytest.mark.parametrize("form", FEW)
 def test_rows_are_fresh_and_columns_at_the_mean_of_their_row(form):
     """New rows differ; a gain is the mean of the old ones; columns are what centring takes out."""
     growth = grown(net(form))
@@ -84,7 +86,7 @@ def test_rows_are_fresh_and_columns_at_the_mean_of_their_row(form):
 
 
 @pytest.mark.parametrize("gain", [True, False], ids=["gain", "plain"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FEW)
 def test_growth_of_a_growth(form, gain):
     model = net(form, gain)
     twice = grown(grown(model).module, units=1, seed=3)
@@ -124,7 +126,7 @@ def test_shares_in_the_users_class_leave_out_what_it_can_not_do():
     assert set(plan.additions) == {"g"}  # the head, which reads it, is plain
 
 
-@pytest.mark.parametrize("form", ["fused", "std", "stepwise", "deepmind"])
+@pytest.mark.parametrize("form", FEW)
 def test_inner_widths(form):
     model = net(form)
     inspection = fxgrow.inspect(model, IMAGE, inner=["e"])
@@ -198,6 +200,19 @@ def test_what_is_centred_and_weighs_no_sum_is_mixed_as_before():
     assert max(errors(model, fxgrow.widen(model, x, {"a": 6}).module, x)) <= EXACT
 
 
+@pytest.mark.parametrize("form", ["deepmind", "std"])
+def test_transfer(form):
+    """Exact where nothing depends on the count (``var * fan_in``), refused elsewhere."""
+    torch.manual_seed(0)
+    narrow, wide = (randomised(Line(width, form=form)) for width in (6, 9))
+    if form == "std":
+        with pytest.raises(VerificationError, match="another function"):
+            fxgrow.transfer(narrow, wide, IMAGE)
+        return
+    growth = fxgrow.transfer(narrow, wide, IMAGE)
+    assert max(errors(narrow, growth.module, IMAGE)) <= EXACT
+
+
 @pytest.mark.parametrize("form", ["fused", "std", "layer norm"])
 @pytest.mark.parametrize("gain", [True, False], ids=["gain", "plain"])
 def test_optimizer_average_and_file(form, gain, tmp_path):
@@ -217,7 +232,7 @@ def test_optimizer_average_and_file(form, gain, tmp_path):
     assert difference(outputs(growth.module, IMAGE), outputs(loaded, IMAGE)) == 0
 
 
-@pytest.mark.parametrize("form", ["fused", "std", "stepwise", "deepmind"])
+@pytest.mark.parametrize("form", FEW)
 @pytest.mark.parametrize("gain", [True, False], ids=["gain", "plain"])
 def test_expand(form, gain):
     """Votes of all groups, growth, and adjusting that moves new rows and new columns."""
