@@ -219,6 +219,15 @@ class LabelExecutor(Executor):
                 self.state.book.freeze(event.before, "opaque", event.where)
         return value
 
+    def call_method(self, node: fx.Node) -> Any:
+        """Run a method; what is expanded as another tensor is, is as long at any width."""
+        value = super().call_method(node)
+        if node.target == "expand_as":
+            self.state.align(
+                value, self.load(node.args[1] if node.args[1:] else node.kwargs["other"])
+            )
+        return value
+
     def placeholder(self, node: fx.Node) -> Any:
         """Mark inputs as live: they are the user's, and carry no labels."""
         return fx.node.map_aggregate(super().placeholder(node), _live)

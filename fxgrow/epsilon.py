@@ -11,10 +11,21 @@ from torch import fx
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["EPSILONS", "OWN_EPSILON", "follow_shape", "holds_epsilon", "scale_epsilon"]
+__all__ = [
+    "EPSILONS",
+    "MODULE",
+    "OWN_EPSILON",
+    "can_be_scaled",
+    "follow_shape",
+    "holds_epsilon",
+    "scale_epsilon",
+]
 
 OWN_EPSILON = "fxgrow_eps"
 """Key of a node's ``meta``: the attribute that a module of the user's keeps its eps in."""
+
+MODULE = "fxgrow_module"
+"""Key of the ``meta`` of a place in Python code: the module whose code it is."""
 
 # Function → position and default of its argument ``eps``. None stands for rounding errors of
 # the dtype, and stays.
@@ -24,6 +35,24 @@ EPSILONS: dict[Any, tuple[int, float | None]] = {
     F.rms_norm: (3, None),
     torch.rms_norm: (3, None),
 }
+_PLACES = {**EPSILONS, F.batch_norm: (7, 1e-5)}
+
+# Kind of a statistic of weights → functions and methods whose result, or eps, can be scaled.
+_SCALABLE: dict[str, frozenset[Any]] = {
+    "standard": frozenset({F.batch_norm, F.layer_norm, torch.layer_norm}),
+    "square": frozenset({"mean", torch.mean}),
+    "var": frozenset({"var", torch.var}),
+    "std": frozenset({"std", torch.std}),
+    "var_mean": frozenset({torch.var_mean}),
+    "std_mean": frozenset({torch.std_mean}),
+}
+
+
+def can_be_scaled(node: object, kind: str) -> bool:
+    """Whether a statistic of weights can be made up for at a node of a graph."""
+    if not isinstance(node, fx.Node) or node.target not in _SCALABLE[kind]:
+        return False
+    return kind != "standard" or not isinstance(_given(node), fx.Node)
 
 
 def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
@@ -34,11 +63,14 @@ def holds_epsilon(node: fx.Node, root: nn.Module) -> bool:
     return node.target in EPSILONS and not isinstance(_given(node), fx.Node)
 
 
-def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) -> list[str]:
+def scale_epsilon(
+    node: fx.Node, root: nn.Module, ratio: float, done: set[str], owner: str | None = None
+) -> list[str]:
     """Multiply the eps of a norm, in place; return the edits.
 
-    The module that a functional norm takes its weight from gets it too, where it has one:
-    its own code reads it there. ``done`` holds the names of modules, each of them scaled once.
+    The module that a functional norm takes its weight from (or ``owner``) gets it too, where it
+    has one: its own code reads it there. ``done`` holds the names of modules, each of them
+    scaled once.
     """
     edits = []
     if node.op != "call_module":
@@ -46,7 +78,7 @@ def scale_epsilon(node: fx.Node, root: nn.Module, ratio: float, done: set[str]) 
         if old is not None:
             _set(node, old * ratio)
             edits.append(f"{node.name}: eps {old:g} → {old * ratio:g}")
-    owner = _owner(node)
+    owner = _owner(node) if owner is None else owner
     module = root.get_submodule(owner)
     name = node.meta.get(OWN_EPSILON, "eps")
     eps = module.__dict__.get(name)
@@ -80,13 +112,13 @@ def _owner(node: fx.Node) -> str:
 
 
 def _given(node: fx.Node) -> Any:
-    position, default = EPSILONS[node.target]
+    position, default = _PLACES[node.target]
     given = node.args[position] if len(node.args) > position else node.kwargs.get("eps")
     return default if given is None else given
 
 
 def _set(node: fx.Node, value: float) -> None:
-    position, _ = EPSILONS[node.target]
+    position, _ = _PLACES[node.target]
     if len(node.args) > position:
         node.update_arg(position, value)
     else:

@@ -8,7 +8,17 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .planes import Axis, Labels
 
-__all__ = ["Closing", "Frozen", "Meeting", "Mixing", "Reshape", "Shared", "Unlabelled", "Where"]
+__all__ = [
+    "Closing",
+    "Frozen",
+    "Meeting",
+    "Mixing",
+    "Reshape",
+    "Shared",
+    "Statistic",
+    "Unlabelled",
+    "Where",
+]
 
 
 class Where(NamedTuple):
@@ -75,6 +85,23 @@ class Mixing(NamedTuple):
     where: Where
     flow: Flow | None = None
     gains: tuple[Axis, ...] = ()
+
+
+class Statistic(NamedTuple):
+    """Weights are reduced over ``axes``: a mean, a variance, or both (standardisation).
+
+    ``entries`` make one result; ``correction`` is what a variance divides by less,
+    ``scalable`` says that the result (or an eps) can be scaled where it is computed.
+    Whether new entries leave it as it is is known when all is: they do at the mean.
+    """
+
+    mixings: tuple[Mixing, ...]
+    axes: tuple[Axis, ...]
+    kind: str
+    where: Where
+    entries: int
+    correction: float
+    scalable: bool
 
 
 class Reshape(NamedTuple):

@@ -11,11 +11,11 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from .ir import GrownGroup, GrownSlot
+    from .ir import AxisMap, GrownGroup, GrownSlot
 
     Tensors = Mapping[str, torch.Tensor]
 
-__all__ = ["STREAMS", "draw", "fill_streams", "stream_steps", "take_step"]
+__all__ = ["STREAMS", "centre_columns", "draw", "fill_streams", "stream_steps", "take_step"]
 
 STREAMS = frozenset({"mean", "zero"})
 """Recipes of streams (see :class:`fxgrow.ir.Group`)."""
@@ -152,3 +152,27 @@ def draw(
     shape[dim] = len(new)
     values = torch.empty(shape, dtype=dtype).uniform_(-bound, bound, generator=generator)
     tensor.index_copy_(dim, torch.from_numpy(new).to(tensor.device), values.to(tensor))
+
+
+def centre_columns(tensor: torch.Tensor, slot: GrownSlot, axes: Mapping[int, AxisMap]) -> None:
+    """Let all new columns of a standardised weight hold the mean of their row's old entries.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        Changed in place; new rows are filled.
+    slot : GrownSlot
+        Of the columns; its filling names the axes that means are over.
+    axes : dict of int to AxisMap
+        All of the tensor that grow.
+    """
+    dims = [dim for _, dim in slot.filling.scales]
+    old = tensor
+    for dim in dims:
+        if dim in axes:
+            old = old.index_select(dim, _index(axes[dim].old, tensor))
+    mean = old.double().mean(dims, keepdim=True).to(tensor.dtype)
+    new = axes[slot.dim].new
+    shape = list(tensor.shape)
+    shape[slot.dim] = len(new)
+    tensor.index_copy_(slot.dim, _index(new, tensor), mean.expand(shape))

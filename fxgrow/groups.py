@@ -284,7 +284,8 @@ def _held(
     fixed = weights.factors | weights.rigid if products else weights.rigid
     for slot in slots:
         where = fixed.get((slot.tensor, slot.dim))
-        if where is not None and (slot.role != "consumer" or copies):
+        torn = (slot.tensor, slot.dim) in weights.torn
+        if where is not None and (slot.role != "consumer" or copies or torn):
             return _reason("weight_norm", where)
     return None
 

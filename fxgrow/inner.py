@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .events import Frozen, Where
-from .ir import Slot
+from .ir import PLAIN, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -346,7 +346,8 @@ def slots_of(state: Propagation, axis: Axis, role: Role, at: Labels) -> list[Slo
     """
     zeroed = state.book.zeroed.get(axis)
     if zeroed is None:
-        return [Slot(*axis, role, at)]
+        filling = state.book.weights.filling(axis) if role == "consumer" else PLAIN
+        return [Slot(*axis, role, at, filling)]
     columns = np.isin(state.axes[axis][at], zeroed).any(axis=0)
     parts: list[tuple[Role, Labels]] = [
         (role, np.flatnonzero(~columns)),

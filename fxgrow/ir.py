@@ -52,12 +52,13 @@ class Reason:
 
 
 class Filling(NamedTuple):
-    """How new entries of a stream are made.
+    """How new entries of a stream, or of standardised weights, are made.
 
     ``kind``: ``"mean"`` (what makes the units of the stream the mean over the old ones,
     given the entries of ``scales`` that they are multiplied with), ``"zero"``, ``"random"``,
     ``"gain"`` (weights of the norms, which make up for the new width), ``"scale"`` (mean
-    square over the old ones), or ``""`` (as in a fresh group).
+    square over the old ones), or ``""`` (as in a fresh group). In any group, columns of
+    standardised weights are ``"centre"``: the mean of their row over the axes ``scales``.
     """
 
     kind: str = ""

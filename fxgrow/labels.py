@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .events import Closing, Frozen, Meeting, Mixing, Reshape, Shared, Unlabelled, Where
+from .centring import settle_statistics
+from .events import (
+    Closing,
+    Frozen,
+    Meeting,
+    Mixing,
+    Reshape,
+    Shared,
+    Statistic,
+    Unlabelled,
+    Where,
+)
 from .flows import Flow, grounds, without
 from .forest import Forest
 from .inner import closure, is_inner
@@ -44,6 +55,8 @@ class LabelBook:
     closings: list[Closing] = field(default_factory=list)
     shared: list[Shared] = field(default_factory=list)
     mixings: list[Mixing] = field(default_factory=list)
+    statistics: list[Statistic] = field(default_factory=list)
+    standards: list[Statistic] = field(default_factory=list)  # those to be made up for
     reshapes: list[Reshape] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
@@ -262,6 +275,17 @@ class LabelBook:
                 self.grounded |= own.terms
         return kept
 
+    def reduce_weight(
+        self, planes: Sequence[Plane], dims: Sequence[int], event: Statistic
+    ) -> list[Plane]:
+        """Reduce a weight over ``dims`` to a statistic; what comes of it is seen later."""
+        known = len(self.mixings)
+        kept = self.mix(planes, dims, event.where.op, event.where)
+        if known < len(self.mixings):
+            self.statistics.append(event._replace(mixings=tuple(self.mixings[known:])))
+            del self.mixings[known:]
+        return kept
+
     def _split(
         self, planes: Sequence[Plane], dims: Sequence[int]
     ) -> tuple[list[Plane], list[Plane]]:
@@ -300,6 +324,7 @@ class LabelBook:
             if not self._constant(labels, dims):
                 self.freeze(labels, "unlabelled", where)
         self._settle_closings()
+        settle_statistics(self)
 
     def _settle_closings(self) -> None:
         for plane, finer, axis, flow, where in self.shared:

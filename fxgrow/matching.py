@@ -16,7 +16,7 @@ import numpy as np
 
 from .alike import listed
 from .errors import UnsupportedError
-from .ir import AxisMap, GrownGroup, GrownSlot, IndexMap
+from .ir import PLAIN, AxisMap, GrownGroup, GrownSlot, IndexMap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -286,9 +286,11 @@ def _grown(row: Group, signature: Signature, units: Units, *, copies: bool) -> G
     rest = np.arange(width, units.count)
     if copies:  # listed unit by unit: unit i has copies i + width, i + 2 · width ...
         rest = rest.reshape(-1, width).T.reshape(-1)
-    roles = {(s.tensor, s.dim): s.role for s in units.groups[0].slots}
+    like = {(s.tensor, s.dim): s for s in units.groups[0].slots}
+    # Fillings of streams are for other widths than what the wide model's norms count.
+    fillings = {a: s.filling if s.filling.kind == "centre" else PLAIN for a, s in like.items()}
     slots = tuple(
-        GrownSlot(*axis, roles[axis], positions[:width], positions[rest])
+        GrownSlot(*axis, like[axis].role, positions[:width], positions[rest], fillings[axis])
         for axis, positions in zip(signature.axes, units.positions, strict=True)
     )
     return GrownGroup(row.name, width, added, slots, "copies" if copies else "fresh")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .fills import draw, fill_streams
+from .fills import centre_columns, draw, fill_streams
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -217,7 +217,9 @@ def _filled(
     # Zero columns last: they win where new rows and new columns cross.
     for (dim, role), fresh in sorted(merged.items(), key=lambda item: item[0][1] == "consumer"):
         new = np.concatenate([slot.new.reshape(-1) for slot in fresh])
-        if role == "consumer" or (mask and role == "per_unit"):
+        if fresh[0].filling.kind == "centre":
+            centre_columns(tensor, fresh[0], axes)
+        elif role == "consumer" or (mask and role == "per_unit"):
             _set(tensor, dim, new, 0.0 if role == "consumer" else 1.0)
         elif role == "producer":
             bound = 1 / math.sqrt(max(fan_in(shapes, name, dim), 1))

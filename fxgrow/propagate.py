@@ -22,6 +22,7 @@ from .inner import mark, structural
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
 from .walks import tensors_of
+from .weights import is_shifted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -172,6 +173,13 @@ class Propagation:
                 own = structural(self.book, own) if self.outer else own
                 self._write(tensor, Value(tuple(own), weight, live))
 
+    def align(self, out: torch.Tensor, other: torch.Tensor) -> None:
+        """Say that ``out`` has been expanded to the size of ``other``, and is as long as that."""
+        known = self.value(out)
+        free = {d for d, step in enumerate(out.stride()) if not step}
+        planes = [Plane(p.labels) for p in self.planes(other) if p.dims and free.issuperset(p.dims)]
+        self._write(out, known._replace(planes=(*known.planes, *planes)))
+
     def _write(self, tensor: torch.Tensor, value: Value) -> None:
         tensor.__dict__[LABELS_KEY] = value
         if self.written is not None:
@@ -184,6 +192,18 @@ class Propagation:
         for plane in planes:
             for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
+
+    def writes(self, rows: Iterable[Plane], weight: Iterable[Plane]) -> None:
+        """Say that ``rows`` of a weight, which has these planes, make the units of an output.
+
+        Where the weight is standardised its rows are known, and factors behind that are gains.
+        """
+        if not any(is_shifted(axis) for plane in weight for axis in plane.zero):
+            self.role(rows, "producer")
+            return
+        for axis in (a for plane in rows for a in plane.zero):
+            if "producer" not in self.roles.setdefault(axis, set()):
+                self.roles[axis].add("norm")
 
     def entries(self, tensors: Iterable[Any], role: str) -> tuple[Axis, ...]:
         """Axes of weights that are used just as they are, and from now on have ``role``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ from torch import fx, nn
 from .analyse import Analysis, LabelExecutor, tensor_names
 from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
-from .counts import MADE_UP
 from .epsilon import EPSILONS, follow_shape, scale_epsilon
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
 from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
+from .makeup import changes, factor_of, insert_factor, scale_numbers, scale_standard
 from .module import GrownModule, copy_graph
 from .multihead import free_attention
 from .partition import check_partition
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from .inspection import Inspection
-    from .ir import Group
+    from .makeup import Change
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +48,10 @@ class _Widened:
     graphs: dict[str, fx.Graph]
     origins: dict[fx.Node, fx.Node]
     edits: list[str]
-    ratios: dict[fx.Node, tuple[str, float]]  # by nodes of the analysis
+    changes: dict[fx.Node, Change]  # by nodes of the analysis
     scaled: set[str]  # modules whose eps has been scaled
     inlined: list[str]  # nodes whose numbers were changed
+    by_hand: list[str]  # nodes whose results are multiplied, which is not in the model's code
 
 
 @collector_paused()
@@ -100,18 +100,19 @@ def rewrite(
     memo = {id(named[name]): _like(named[name], tensor) for name, tensor in tensors.items()}
     widened = _copy(model, inspection, memo, sizes)
     register_tables(widened.root, tensors)
-    widened.ratios.update(_ratios(inspection.groups, additions))
+    standards = analysis.state.book.standards
+    widened.changes.update(changes(inspection.groups, additions, standards, layout.index_map))
     if emit == "module" and any("index_select" in edit for edit in widened.edits):
         raise UnsupportedError(
             "a channel shuffle grows by an index in the graph; use emit='graph', "
             "or exclude its groups"
         )
-    if emit == "module" and any(kind in MADE_UP for kind, _ in widened.ratios.values()):
-        raise UnsupportedError(
-            "means over channels, written by hand, are made up for in the graph; use "
-            "emit='graph', or exclude their groups"
-        )
     _patch_and_check(analysis, layout, widened, sizes)
+    if emit == "module" and widened.by_hand:
+        raise UnsupportedError(
+            f"means or variances written by hand are made up for in the graph "
+            f"({widened.by_hand[0]}); use emit='graph', or exclude their groups"
+        )
     for layer in widened.root.modules():
         if hasattr(type(layer), "flatten_parameters"):  # one block of memory, as cuDNN wants it
             flatten: Any = layer.flatten_parameters
@@ -130,19 +131,6 @@ def rewrite(
 def factors_of(analysis: Analysis) -> set[str]:
     """Buffers that multiply (see :func:`fxgrow.preserve.new_tensors`)."""
     return {name for (name, _), roles in analysis.state.roles.items() if "factor" in roles}
-
-
-def _ratios(
-    groups: Collection[Group], additions: Mapping[str, int]
-) -> dict[fx.Node, tuple[str, float]]:
-    """By how much the counts of norms over streams grow (as old over new width)."""
-    found: dict[fx.Node, tuple[str, float]] = {}
-    for group in groups:
-        ratio = group.width / (group.width + additions.get(group.name, 0))
-        for norm in group.norms if ratio < 1 else ():
-            _, before = found.get(norm.node, ("", 1.0))  # a mean over two axes that grow
-            found[norm.node] = (norm.kind, before * ratio)
-    return found
 
 
 def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -169,7 +157,7 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
             f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
         ]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, edits, {}, set(), [])
+    return _Widened(root, graphs, origins, edits, {}, set(), [], [])
 
 
 class _Widener(LabelExecutor):
@@ -185,8 +173,9 @@ class _Widener(LabelExecutor):
         self.blanks, self.locate = analysis.state.blanks, Locator(widened.root)
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
+        self._factors: dict[fx.Node, float] = {}
         origins = widened.origins
-        self.ratios = {n: widened.ratios[o] for n, o in origins.items() if o in widened.ratios}
+        self.changes = {n: widened.changes[o] for n, o in origins.items() if o in widened.changes}
 
     def compute(self, node: fx.Node) -> Any:
         """Patch a node, run it, and hold its shape against what labels ask for."""
@@ -200,20 +189,24 @@ class _Widener(LabelExecutor):
             raise UnsupportedError(f"{where}: {error}") from error
         if touched:
             self._compare(node, self.known.get(node), value)
-        kind, ratio = self.ratios.get(node, ("", 1.0))
-        if kind in MADE_UP:
-            entries = self.values[node.all_input_nodes[0]].numel() // value.numel()
-            self._make_up(node, value, MADE_UP[kind](node, entries, ratio))
+        change = self.changes.get(node)
+        if change is not None and isinstance(value, tuple):  # a variance with its mean
+            self.changes.update({n: change for n in node.users if n.args[1] == 0})
+        elif change is not None:
+            given = self.values[node.all_input_nodes[0]]
+            self._make_up(node, value, factor_of(change, node, given, value))
         return value
 
     def _make_up(self, node: fx.Node, value: torch.Tensor, factor: float) -> None:
         """Multiply the result of a mean, wherever it is used."""
-        with node.graph.inserting_after(node):
-            scaled = node.graph.call_function(operator.mul, (node, factor))
-        node.replace_all_uses_with(scaled, lambda user: user is not scaled)
+        factor *= self._factors.pop(node, 1.0)
+        if factor == 1:
+            return
+        scaled = insert_factor(node, factor)
         self.values[scaled] = value * factor
         self.known[scaled] = self.known.get(node)
         self.widened.edits.append(f"{node.name}: times {factor:g}, for a larger count")
+        self.widened.by_hand.append(_place(node))
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module; layers inside one that is kept whole are patched on the way."""
@@ -250,10 +243,14 @@ class _Widener(LabelExecutor):
         )
 
     def _patch(self, node: fx.Node) -> None:
-        kind, ratio = self.ratios.get(node, ("", 1.0))
-        if kind == "eps":
-            edits = scale_epsilon(node, self.widened.root, ratio, self.widened.scaled)
-            self.widened.edits.extend(edits)
+        change, root, done = self.changes.get(node), self.widened.root, self.widened.scaled
+        if change is not None and change.kind == "eps":
+            self.widened.edits.extend(scale_epsilon(node, root, change.ratio, done))
+        elif change is not None and change.kind == "standard":
+            made = scale_standard(node, change, root, done)
+            self.widened.edits.extend(made.edits)
+            self.widened.by_hand.extend([] if made.own else [_place(node)])
+            self._factors[node] = made.factor
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0] if node.args else node.kwargs.get("input"))
@@ -346,9 +343,9 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     state.computed = analysis.state.computed
     equations = analysis.state.equations
     widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
-    for node, (kind, ratio) in widened.ratios.items():
-        if kind == "eps" and node not in analysis.planes:  # lies in code that is no graph
-            widened.edits.extend(scale_epsilon(node, root, ratio, widened.scaled))
+    for node, change in widened.changes.items():
+        if change.kind in {"eps", "standard"} and node not in analysis.planes:  # in no graph
+            widened.edits.extend(scale_numbers(node, change, root, widened.scaled))
     modules = dict(root.named_modules())
     with _untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .data import Progress, batches, call_model, count_batches
+from .groups import layer_of
 from .ir import GrownGroup, GrownSlot
 from .preserve import weight_of
 from .reduce import Mean, alone
@@ -80,10 +81,11 @@ def activate_rows(
     if data is None or not biased:
         return ()
     slots = {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}
+    beside = {id(tensors[name]): id(tensors[weight_of(name)]) for name in biased}
     watch = (
-        _Means(slots, samples, seed)
+        _Means(slots, beside, samples, seed)
         if on is None
-        else _PreActivations(slots, samples, seed, 1 - on)
+        else _PreActivations(slots, beside, samples, seed, 1 - on)
     )
     _look(module, data, watch, progress)
     names = sorted(biased)
@@ -140,7 +142,8 @@ def _biases(
     found = {}
     for group in grown:
         drawn = {slot.tensor: slot for slot in drawn_rows(group)}
-        if any(slot.role == "norm" for slot in group.slots):
+        own = {layer_of(name) for name in drawn}  # gains of standardised rows, which are no norm
+        if any(s.role == "norm" and layer_of(s.tensor) not in own for s in group.slots):
             continue
         for name, slot in drawn.items():
             if name in tensors and tensors[name].ndim == 1 and weight_of(name) in drawn:
@@ -172,13 +175,22 @@ def _look(
 
 
 class _PreActivations(TorchFunctionMode):
-    """Collects values of new units, by the identity of the weight that makes them."""
+    """Collects values of new units, by the identity of the weight that makes them.
+
+    Where the layer is given another one, which is computed, its bias is ``beside`` that weight.
+    """
 
     def __init__(
-        self, slots: Mapping[int, GrownSlot], samples: int, seed: int, below: float = 0.5
+        self,
+        slots: Mapping[int, GrownSlot],
+        beside: Mapping[int, int],
+        samples: int,
+        seed: int,
+        below: float = 0.5,
     ) -> None:
         super().__init__()
         self.slots = slots
+        self.beside = beside
         self.samples = samples
         self.below = below
         self.counts: dict[int, int] = defaultdict(int)
@@ -195,10 +207,11 @@ class _PreActivations(TorchFunctionMode):
         del types
         out = func(*args, **(kwargs or {}))
         if func in _LAYERS:
-            weight = args[1] if len(args) > 1 else (kwargs or {}).get("weight")
-            if id(weight) in self.slots:
-                dim = -_LAYERS[func]
-                self._collect(id(weight), out, dim)
+            given = dict(zip(("input", "weight", "bias"), args, strict=False)) | dict(kwargs or {})
+            key = id(given.get("weight"))
+            key = key if key in self.slots else self.beside.get(id(given.get("bias")), 0)
+            if key in self.slots:
+                self._collect(key, out, -_LAYERS[func])
         return out
 
     def _collect(self, key: int, out: torch.Tensor, dim: int) -> None:
@@ -219,7 +232,7 @@ class _PreActivations(TorchFunctionMode):
         self, keys: Sequence[int], like: Sequence[torch.Tensor], mean: Mean
     ) -> list[torch.Tensor | None]:
         """Return what a share of each new unit's values exceed, shape ``(added,)``, by key."""
-        own = [self._quantile(self.seen[key]) if key in self.seen else None for key in keys]
+        own = [self._quantile(seen) if (seen := self.seen.get(key)) else None for key in keys]
         return mean(own, 1.0, "medians of new units", like)
 
     def _quantile(self, seen: Sequence[torch.Tensor]) -> torch.Tensor:

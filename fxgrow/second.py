@@ -31,14 +31,13 @@ __all__ = ["Kept", "Recording", "Second"]
 class Kept(NamedTuple):
     """What the run of one node left: its value, its planes, labels and events.
 
-    ``mixings`` and ``reshapes`` are ranges of the book's lists.
+    ``events`` are ranges of the book's lists, see :func:`_lists`.
     """
 
     value: Any
     planes: Any
     written: list[tuple[torch.Tensor, Value]]
-    mixings: range
-    reshapes: range
+    events: tuple[range, ...]
 
 
 @dataclass
@@ -47,22 +46,26 @@ class Recording:
 
     state: Propagation
     nodes: dict[fx.Node, Kept] = field(default_factory=dict)
-    _start: tuple[int, int] = (0, 0)
+    _start: tuple[int, ...] = ()
 
     def begin(self) -> None:
         """Before a node runs."""
-        book = self.state.book
-        self._start = len(book.mixings), len(book.reshapes)
+        self._start = tuple(map(len, _lists(self.state)))
         self.state.written = []
 
     def end(self, node: fx.Node, value: Any, planes: Any) -> None:
         """After it ran."""
-        book, (mixings, reshapes) = self.state.book, self._start
-        events = range(mixings, len(book.mixings)), range(reshapes, len(book.reshapes))
+        ends = map(len, _lists(self.state))
+        events = tuple(map(range, self._start, ends))
         # Blanks are known by their nodes, and code that looks at values may do other things.
         if not self.state.resized and not self.state.computed:
-            self.nodes[node] = Kept(value, planes, self.state.written or [], *events)
+            self.nodes[node] = Kept(value, planes, self.state.written or [], events)
         self.state.written = None
+
+
+def _lists(state: Propagation) -> tuple[list[Any], ...]:
+    """Return the lists of events that happen at a node."""
+    return state.book.mixings, state.book.reshapes, state.book.statistics
 
 
 class Second:
@@ -95,8 +98,7 @@ class Second:
         """Write down for ``node`` what its image wrote down."""
         for tensor, value in kept.written:
             tensor.__dict__[LABELS_KEY] = value
-        book = self.first.state.book
-        for events, own in ((book.mixings, kept.mixings), (book.reshapes, kept.reshapes)):
+        for events, own in zip(_lists(self.first.state), kept.events, strict=True):
             for i in own:
                 event: Any = events[i]
                 again = event._replace(where=event.where._replace(site=node))

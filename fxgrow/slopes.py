@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .data import LossFn, Progress, batch_loss, batches, count_batches
+from .groups import layer_of
 from .ir import GrownGroup, GrownSlot
 from .reduce import Mean, alone, samples
 
@@ -126,8 +127,12 @@ class Judge:
 
     def _voting(self, group: GrownGroup) -> tuple[GrownSlot, ...]:
         learnt = [s for s in group.slots if isinstance(self._tensors[s.tensor], torch.nn.Parameter)]
+        rows = tuple(slot for slot in learnt if slot.role == "producer")
         norms = tuple(slot for slot in learnt if slot.role == "norm")
-        return norms or tuple(slot for slot in learnt if slot.role == "producer")
+        # Gains of standardised rows lie in the rows' layer; they scale all but its bias.
+        gains = {layer_of(slot.tensor) for slot in norms}
+        biases = [s for s in rows if self._tensors[s.tensor].ndim == 1]
+        return (*norms, *(s for s in biases if layer_of(s.tensor) in gains)) if norms else rows
 
 
 def _slopes(slot: GrownSlot, tensor: torch.Tensor) -> np.ndarray:

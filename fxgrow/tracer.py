@@ -23,7 +23,7 @@ from .errors import TraceError
 from .patterns import layer_as_function, pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
-from .walks import holds_inside
+from .walks import holds_inside, is_parametrised_by_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +80,12 @@ class _Proxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.tracer.number(self.node, float))
 
+    def __index__(self) -> int:
+        """Rank of a tensor, as in ``range(1, weight.ndim)``: the same at any width."""
+        if self.tracer._origins(self.node):
+            raise TypeError("a traced value can't be interpreted as an integer")
+        return int(self.tracer.concrete(self.node))
+
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
 
@@ -116,7 +122,7 @@ class Tracer(Recorder):
         if self.rules.declared(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
-            return not m._modules or not holds_inside(m)
+            return not (m._modules and (holds_inside(m) or is_parametrised_by_user(m)))
         return False
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

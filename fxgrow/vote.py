@@ -74,7 +74,7 @@ def fill_candidates(
             shape[slot.dim] = len(index)
             draw = torch.rand(shape, generator=generator, dtype=torch.float64)
             draw = (2 * draw - 1).mul_(scale).to(tensor)
-            if slot.filling.kind == "mean":  # around the mean, or norms of the stream would shift
+            if slot.filling.kind in {"mean", "centre"}:  # around the mean, or norms would shift
                 tensor.index_add_(slot.dim, index, draw)
             else:
                 tensor.index_copy_(slot.dim, index, draw)

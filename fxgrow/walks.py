@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.parametrize import ParametrizationList
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "holds_inside",
+    "is_parametrised_by_user",
     "modules",
     "named_buffers",
     "named_modules",
@@ -121,6 +123,13 @@ def holds_inside(module: nn.Module) -> bool:
     return any(
         any(p is not None for p in child._parameters.values()) or holds_inside(child)
         for child in children
+    )
+
+
+def is_parametrised_by_user(module: nn.Module) -> bool:
+    """Whether a module computes a parameter of another one by code of the user's."""
+    return isinstance(module, ParametrizationList) and any(
+        not type(part).__module__.startswith("torch.") for part in module.children()
     )
 
 

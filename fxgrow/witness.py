@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .blanks import MAKERS, label_blank, site_of
+from .epsilon import MODULE
 from .labels import Where
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
@@ -45,7 +46,8 @@ class Locator:
     """Names the module and source line that run, by nodes of a graph that is no model's."""
 
     def __init__(self, root: nn.Module) -> None:
-        self.names = {id(module): name for name, module in root.named_modules()}
+        self.modules = dict(root.named_modules())
+        self.names = {id(module): name for name, module in self.modules.items()}
         self.graph = fx.Graph()
         self.sites: dict[tuple[str, str], fx.Node] = {}
 
@@ -65,6 +67,7 @@ class Locator:
             node = self.graph.create_node("call_module", key[0], name=_safe(key[0]))
             node.name = key[0] or "forward"
             node.meta["source"] = line
+            node.meta[MODULE] = self.modules[key[0]]
             self.sites[key] = node
         return self.sites[key]
 

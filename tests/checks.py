@@ -130,7 +130,7 @@ def step(group, units=2):
 
 def from_zero(slot):
     """Whether an entry reads zeros at first: random columns behind the norm of a stream."""
-    return slot.role == "consumer" and slot.filling.kind not in {"", "zero"}
+    return slot.role == "consumer" and slot.filling.kind not in {"", "zero", "centre"}
 
 
 def from_later(group, slot):

@@ -351,6 +351,10 @@ HANDLED = {
     "weight_norm_old_conv": (each(old_weight_norm(), convnet, (0, 3, 8)), IMAGE),
     "weight_norm_scaled": (each(scaled_weight_norm), VECTOR),
     "parametrised_scale": (each(parametrised(lambda own: Scaled(own.out_features))), VECTOR),
+    "parametrised_centred": (
+        each(parametrised(lambda _: Transformed(lambda w: w - w.mean(1, keepdim=True)))),
+        VECTOR,
+    ),
     "parametrised_mask": (
         each(parametrised(lambda own: Masked(*own.weight.shape)), layers=(0, 2, 4)),
         VECTOR,
@@ -428,12 +432,6 @@ PARTLY = {
     ),
     "parametrised_exp": (
         each(parametrised(lambda _: Transformed(torch.exp))),
-        VECTOR,
-        {"2"},
-        {"0": "product"},
-    ),
-    "parametrised_centred": (
-        each(parametrised(lambda _: Transformed(lambda w: w - w.mean(1, keepdim=True)))),
         VECTOR,
         {"2"},
         {"0": "product"},

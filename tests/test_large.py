@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from networks_language import TOKENS, transformers
+from networks_standard import Net as Standardised
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -76,6 +77,7 @@ PLAIN = {
     "grouped": (grouped, IMAGE[..., :8, :8], torch.float32),
     "resnet": (resnet, IMAGE, torch.float64),
     "resnet, half": (resnet, IMAGE.bfloat16(), torch.bfloat16),
+    "standardised": (Standardised, IMAGE[..., :7, :7], torch.float32),
     "scaled": (Scaled, torch.randn(2, 5), torch.float32),
 }
 FOLDERS = {

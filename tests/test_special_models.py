@@ -14,6 +14,7 @@ import networks_special as special
 import pytest
 import test_einops
 import test_recurrent
+import test_standard
 import test_tables
 import test_user_rules
 import torch
@@ -404,7 +405,10 @@ def test_every_line_of_the_table_names_a_test():
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if re.match(r"\| (?!What|---)", line)]
     assert len(lines) >= 20
-    homes = (sys.modules[__name__], test_einops, test_recurrent, test_tables, test_user_rules)
+    homes = (
+        sys.modules[__name__],
+        *(test_einops, test_recurrent, test_standard, test_tables, test_user_rules),
+    )
     for line in lines:
         test, case = re.search(r"`(test_\w+)(?:\[(\w+)\])?` \|$", line).groups()
         assert any(callable(vars(home).get(test)) for home in homes), line

@@ -19,6 +19,7 @@ from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank
 from .skip import SHORTCUTS
+from .standard import centred, square
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -66,10 +67,14 @@ def pointwise(state: Propagation, call: Call) -> Any:
     name = call.name.rstrip("_")
     tensors = tensors_of((*call.args, *call.kwargs.values()))
     operands: Operands = [(state.planes(t), t.shape) for t in tensors]
-    if _breaks(name, call):
+    if name == "pow" and _is_square(call) and all(map(state.is_weight, tensors)):
+        name = "square"
+    elif _breaks(name, call):
         operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
     planes = _combined(state, name, first.ndim, tensors, operands)
+    if name in _SUMS and len(tensors) == 2 and first is call.out:
+        planes = centred(state, tensors, call.out, planes)
     return planes if first is call.out else [planes] * len(call.out)
 
 
@@ -91,7 +96,7 @@ def _combined(
     if name == "mul":
         _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
-    flow = _FLOWS.get(name)
+    flow = square if name == "square" else _FLOWS.get(name)
     if flow is not None and any(planes for planes, _ in operands):
         operands = _uses(state, name, tensors, operands)
     return state.book.meet(operands, ndim, state.where(name), flow=flow, product=keep)
@@ -133,6 +138,11 @@ def _breaks(name: str, call: Call) -> bool:
     if name in _SUMS:
         return not isinstance(number, torch.Tensor)
     return name == "pow" and not (isinstance(number, (int, float)) and number >= 1)
+
+
+def _is_square(call: Call) -> bool:
+    exponent = call.arg(1, "exponent")
+    return isinstance(exponent, (int, float)) and exponent == 2
 
 
 def _bare(planes: Iterable[Plane]) -> list[Plane]:

@@ -67,7 +67,7 @@ def contraction(
     two = None if weight_a or weight_b else closing(state, (pa, pb), over)
     weight = (pb if weight_b else pa) if weight_a != weight_b else None
     if weight is not None:
-        state.role((p for p in weight if not set(p.dims) & set(over)), "producer")
+        state.writes([p for p in weight if not set(p.dims) & set(over)], weight)
     first, second = (
         ((pa, shape_a), (pb, shape_b)) if not weight_a else ((pb, shape_b), (pa, shape_a))
     )

@@ -26,6 +26,8 @@ def convolution(state: Propagation, call: Call) -> list[Plane]:
     transposed, groups = call.args[6], call.args[8]
     planes = state.weight_planes(weight, (0, 1))
     state.freeze([p for p in planes if any(d > 1 for d in p.dims)], "kernel", call.name)
+    rows = (1,) if transposed and groups == 1 else (0,)
+    state.writes([p for p in planes if p.dims == rows], planes)
     planes = tuple(p for p in planes if all(d < 2 for d in p.dims))
     if groups == 1:
         kept = _dense_convolution(state, call, planes, (1, 0) if transposed else (0, 1))
@@ -117,7 +119,6 @@ def _conv_contract(
     state: Propagation, call: Call, a: Any, b: Any, over: list[int], flops: int
 ) -> list[Plane]:
     where = state.where(call.name)
-    state.role((p for p in b[0] if not set(p.dims) & set(over)), "producer")
     met = state.book.meet([a, b], len(a[1]), where, flow=product, product=True)
     state.count_flops(flops, b[0], met)
     return state.book.contract(met, over, where)
@@ -141,7 +142,6 @@ def _grouped_convolution(state: Propagation, call: Call, planes: Sequence[Plane]
         state.book.unite(inner, inner[:, :1])
     else:
         rows = next(p for p in planes if p.dims == (axis,)).labels.reshape(-1)
-    state.role([p for p in planes if p.dims == (0,)], "producer")
     grid = rows.reshape(groups, -1)
     if grid.shape[1] > 1:
         state.book.unite(grid, grid[:, :1])

@@ -8,6 +8,7 @@ import torch
 
 from ..flows import Flow, fixed, known, same
 from ..planes import Plane
+from .standard import standardised, standardised_rows, statistic, summed_squares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +38,9 @@ def _dropped(planes: Iterable[Plane], dims: Sequence[int], ndim_out: int) -> lis
 def sum_(state: Propagation, call: Call) -> list[Plane]:
     """Sum over dimensions: whole planes must be closed by a zeroable factor."""
     dims = _dims(call, 1)
-    kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
+    kept = summed_squares(state, call, dims)
+    if kept is None:
+        kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
     return _dropped(kept, dims, call.out.ndim)
 
 
@@ -50,7 +53,10 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
 
     def rule(state: Propagation, call: Call) -> Any:
         dims = _dims(call, dim_position)
-        kept = state.book.mix(state.planes(call.args[0]), dims, call.name, state.where(call.name))
+        kept = statistic(state, call, dims)
+        if kept is None:
+            planes = state.planes(call.args[0])
+            kept = state.book.mix(planes, dims, call.name, state.where(call.name))
         kept = [p._replace(flow=state.book.flow(_KEPT.get(call.name), [p.flow])) for p in kept]
         if isinstance(call.out, torch.Tensor):
             return _dropped(kept, dims, call.out.ndim)
@@ -78,18 +84,21 @@ def scan(state: Propagation, call: Call) -> Any:
 
 
 def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
-    """Batch normalisation: per-channel entries, no mixing."""
+    """Batch normalisation: per-channel entries, no mixing; or weights are standardised."""
     x = call.args[0]
     column = (1, -1) + (1,) * (x.ndim - 2)
     shape = (1, x.shape[1]) + (1,) * (x.ndim - 2)
-    operands: list[tuple[list[Plane], Sequence[int]]] = [(_per_channel(state, x), x.shape)]
+    centred = standardised(state, call)
+    own_labels = {id(p.labels) for p in centred}
+    rows = [p for p in _per_channel(state, x) if id(p.labels) not in own_labels]
+    operands: list[tuple[list[Plane], Sequence[int]]] = [(rows, x.shape)]
     for entry in call.args[1:5]:
         if isinstance(entry, torch.Tensor):
             own = state.planes(entry)
             state.role(own, "norm")
             operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], shape))
     met = state.book.meet(operands, x.ndim, state.where(call.name))
-    return [[Plane(p.labels) for p in met], [], [], []]
+    return [[*(Plane(p.labels) for p in met), *centred], [], [], []]
 
 
 def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
@@ -106,6 +115,9 @@ def layer_norm(state: Propagation, call: Call) -> list[Plane] | list[list[Plane]
     x, normalized = call.args[0], call.args[1]
     where = state.where(call.name)
     dims = list(range(x.ndim - len(normalized), x.ndim))
+    weight = standardised_rows(state, call, dims)
+    if weight is not None:
+        return [weight, [], []]
     operands: list[tuple[Sequence[Plane], Sequence[int]]] = [(state.planes(x), x.shape)]
     for entry in call.args[2:4]:
         if isinstance(entry, torch.Tensor):
