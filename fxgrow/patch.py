@@ -130,6 +130,40 @@ def _view(site: Site) -> None:
     _reshape(site, 1)
 
 
+def _repeat(site: Site) -> None:
+    """How often ``repeat`` and ``tile`` repeat dimensions, given for the last ones at least."""
+    noted, source, args = site.before(), site.first(), site.node.args
+    if not isinstance(noted, Noted) or not isinstance(source, Noted) or len(args) < 2:
+        return
+    packed = len(args) == 2 and isinstance(args[1], (tuple, list))
+    given: Any = args[1] if packed else args[1:]
+    first = len(noted.shape) - len(given)
+    if first < 0:
+        return
+    old = (1,) * (len(noted.shape) - len(source.shape)) + tuple(source.shape)
+    fixed = tuple(
+        _times(site, times, dim, old[dim]) for dim, times in enumerate(given, start=first)
+    )
+    site.node.args = (args[0], fixed) if packed else (args[0], *fixed)
+
+
+def _times(site: Site, times: Any, dim: int, old: int) -> Any:
+    """Only what was of size 1 is repeated more often: other repeats repeat new units, too."""
+    return site.size(times, site.before().shape[dim], site.sizes.shape(site.before())[dim]) if (
+        old == 1
+    ) else times
+
+
+def _interleave(site: Site) -> None:
+    """``repeat_interleave`` of a dimension of size 1."""
+    noted, source = site.before(), site.first()
+    times, update = _argument(site.node, 1, "repeats")
+    dim, _ = _argument(site.node, 2, "dim")
+    if isinstance(noted, Noted) and isinstance(source, Noted) and isinstance(dim, int):
+        dim %= len(source.shape)
+        update(_times(site, times, dim, source.shape[dim]))
+
+
 def _zeros(site: Site) -> None:
     _reshape(site, 0)
 
@@ -292,6 +326,10 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     "reshape": _view,
     "expand": _view,
     torch.reshape: _view,
+    "broadcast_to": _view,
+    torch.broadcast_to: _view,
+    **dict.fromkeys(("repeat", "tile", torch.tile), _repeat),
+    **dict.fromkeys(("repeat_interleave", torch.repeat_interleave), _interleave),
     "new_zeros": _view,
     torch.zeros: _zeros,
     "unflatten": _unflatten,

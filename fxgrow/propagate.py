@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .echoes import without
 from .flows import weight_flow
 from .inner import mark, structural
 from .labels import LabelBook, Where
@@ -181,7 +182,7 @@ class Propagation:
 
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
-        for plane in planes:
+        for plane in without(self.book, planes):
             for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
 

@@ -17,7 +17,6 @@ from fxgrow.rewrite import rewrite
 EXACT = 1e-10
 # Keys and values of one head: what grows is the inner axis of the values.
 TORCH = ("torch", "encoder", "decoder")
-NO_HEADS = {"mqa": "unlabelled"}
 
 
 def built(name, table=HEADED):
@@ -36,7 +35,7 @@ def test_heads_are_the_units(name):
     heads = [g for g in writers if g.width == HEADS]
     assert heads
     reasons = {g.reason.code for g in heads if g.reason is not None}
-    assert reasons == ({NO_HEADS[name]} if name in NO_HEADS else set())
+    assert reasons == set()
 
 
 @pytest.mark.parametrize("name", HEADED)
