@@ -16,6 +16,7 @@ from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
 from .messages import MESSAGES
 from .plan import CostModel
+from .planes import slabs
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
 from .streams import Mixed, judge, variances
@@ -99,10 +100,12 @@ def _freeze_irregular(
             continue
         for labels in (before, after):
             own = roots[labels]
-            if own.size <= 1 or (frozen_by[own] >= 0).all():
+            is_open = frozen_by[own] < 0
+            if own.size <= 1 or not is_open.any():
                 continue
             vary, sizes = len(book.varying(labels)), sum(n > 1 for n in labels.shape)
-            if vary > 1 or (sizes > 1 and not vary):
+            split = vary > 1 and not slabs(own, is_open)
+            if split or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
                 reasons.append(_reason("reshape" if vary else "inner_mixed", where))

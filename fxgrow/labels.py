@@ -314,7 +314,12 @@ class LabelBook:
         self._settle_closings()
 
     def _settle_closings(self) -> None:
+        # What is shared by all heads stays as it is, and closes nothing.
+        inner = [f.labels.reshape(-1) for f in self.frozen if f.code == "inner_axis"]
+        held = self.find(np.concatenate(inner)) if inner else np.zeros(0, dtype=np.int64)
         for plane, finer, axis, flow, where in self.shared:
+            if len(held) and np.isin(self.find(plane), held).all():
+                continue
             if not any(self._alike(plane, other) for other in finer):
                 self.closers.setdefault(axis, []).append(where)
                 self._read(axis, flow)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from .planes import slabs
 from .patterns import is_pattern, patch_pattern
 from .propagate import Noted
 from .tracer import guard
@@ -46,7 +47,10 @@ class Sizes:
             if gain.any():
                 alone = [d for d in range(labels.ndim) if labels.shape[d] > 1]
                 # Where all positions are one unit, they lie along the only dimension.
-                for dim in self.book.varying(labels) or alone * (len(alone) == 1):
+                vary = self.book.varying(labels) or alone * (len(alone) == 1)
+                if len(vary) > 1:  # beside others, that vary along other dimensions
+                    vary = slabs(self.book.find(labels), gain > 0) or vary
+                for dim in vary:
                     rest = tuple(d for d in range(gain.ndim) if d != dim)
                     lines[dim] = np.asarray(gain.max(axis=rest))
             known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken

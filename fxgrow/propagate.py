@@ -280,7 +280,7 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
-        if not labelled:
+        if not labelled and not (packet in self.rules.ECHOING and _is_mask(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
@@ -318,6 +318,11 @@ class LabelMode(_Mode):
                 [p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name
             )
         self.state.assign(target, planes, weight=weight, live=live)
+
+
+def _is_mask(out: Any) -> bool:
+    """Whether a tensor may be added to, or select, what has units: no indices."""
+    return isinstance(out, torch.Tensor) and (out.is_floating_point() or out.dtype is torch.bool)
 
 
 def _nothing(out: Any) -> Any:

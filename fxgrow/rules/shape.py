@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..echoes import echoes_of, without
+from ..echoes import echoes_of, is_echo, without
 from ..flows import total
 from ..labels import Meeting, Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
@@ -157,6 +157,12 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     result = [
         _segments(state, call, tensors, side, dim) for side in _layers(along) if any(side)
     ]
+    # Echoes beside what varies along them are part of it by now.
+    seen = [set(p.dims) for p in result]
+    across = [
+        [p for p in ps if not (is_echo(state.book, p) and any(set(p.dims) <= d for d in seen))]
+        for ps in across
+    ]
     if any(across):
         flat = [tuple(1 if d == dim else n for d, n in enumerate(x.shape)) for x in tensors]
         operands = list(zip(across, flat, strict=True))
@@ -197,6 +203,10 @@ def _segments(
                 state.book.meetings.append(Meeting(first.labels, extra.labels, where))
         parts.append(first.labels)
     common = [max(p.shape[d] for p in parts) for d in range(call.out.ndim)]
+    parts = [
+        _shared_part(state, call, x, part, common, dim)
+        for x, part in zip(tensors, parts, strict=True)
+    ]
     spread = []
     for part in parts:
         common[dim] = part.shape[dim]
@@ -204,6 +214,28 @@ def _segments(
     zeros = [set(p[0].zero) if p else set() for p in along]
     flow = total([p[0].flow if p else None for p in along], all(along))
     return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)), flow)
+
+
+def _shared_part(
+    state: Propagation,
+    call: Call,
+    tensor: torch.Tensor,
+    part: Labels,
+    common: Sequence[int],
+    dim: int,
+) -> Labels:
+    """Labels of a part that is repeated along what the others vary along: those of its echo.
+
+    What all heads share of a key lies beside what each has of its own, and can't grow there.
+    """
+    lacking = [d for d, size in enumerate(common) if d != dim and size > part.shape[d]]
+    echoes = [p for p in state.planes(tensor) if is_echo(state.book, p) and set(p.dims) == set(lacking)]
+    if not lacking or not echoes:
+        return part
+    state.book.freeze(part, "inner_axis", state.where(call.name))
+    sizes = list(echoes[0].labels.shape)
+    sizes[dim] = tensor.shape[dim]
+    return np.broadcast_to(echoes[0].labels, sizes)
 
 
 def glu(state: Propagation, call: Call) -> list[Plane]:
