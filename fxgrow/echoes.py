@@ -41,7 +41,9 @@ def echoes_of(book: LabelBook, before: Sequence[int], after: Sequence[int]) -> l
         if size > 1 and (dim < shift or before[dim - shift] == 1):
             labels = book.fresh(size)
             book.echoes.update(labels.tolist())
-            planes.append(Plane(labels.reshape([size if d == dim else 1 for d in range(len(after))])))
+            planes.append(
+                Plane(labels.reshape([size if d == dim else 1 for d in range(len(after))]))
+            )
     return planes
 
 

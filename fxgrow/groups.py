@@ -14,6 +14,7 @@ from torch import fx
 from .aligned import in_steps
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
+from .jointly import join_mixed
 from .messages import MESSAGES
 from .plan import CostModel
 from .planes import slabs
@@ -146,6 +147,9 @@ def group_units(analysis: Analysis) -> Grouping:
     """
     census = _census(analysis)
     signatures = _signatures(census)
+    if join_mixed(analysis.state, census, signatures, COPY_INVARIANT):
+        census = _census(analysis)
+        signatures = _signatures(census)
     mixed = _judge_mixings(analysis, census, signatures)
     groups, widths = _group_ids(census, signatures)
     roles = [_role(analysis, axis) for axis in census.axes]

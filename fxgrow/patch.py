@@ -153,9 +153,11 @@ def _repeat(site: Site) -> None:
 
 def _times(site: Site, times: Any, dim: int, old: int) -> Any:
     """Only what was of size 1 is repeated more often: other repeats repeat new units, too."""
-    return site.size(times, site.before().shape[dim], site.sizes.shape(site.before())[dim]) if (
-        old == 1
-    ) else times
+    return (
+        site.size(times, site.before().shape[dim], site.sizes.shape(site.before())[dim])
+        if (old == 1)
+        else times
+    )
 
 
 def _interleave(site: Site) -> None:

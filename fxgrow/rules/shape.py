@@ -154,9 +154,7 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
             ]
         )
         across.append([p for p in planes if p.labels.shape[dim] == 1])
-    result = [
-        _segments(state, call, tensors, side, dim) for side in _layers(along) if any(side)
-    ]
+    result = [_segments(state, call, tensors, side, dim) for side in _layers(along) if any(side)]
     # Echoes beside what varies along them are part of it by now.
     seen = [set(p.dims) for p in result]
     across = [
@@ -229,7 +227,9 @@ def _shared_part(
     What all heads share of a key lies beside what each has of its own, and can't grow there.
     """
     lacking = [d for d, size in enumerate(common) if d != dim and size > part.shape[d]]
-    echoes = [p for p in state.planes(tensor) if is_echo(state.book, p) and set(p.dims) == set(lacking)]
+    echoes = [
+        p for p in state.planes(tensor) if is_echo(state.book, p) and set(p.dims) == set(lacking)
+    ]
     if not lacking or not echoes:
         return part
     state.book.freeze(part, "inner_axis", state.where(call.name))

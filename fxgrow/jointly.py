@@ -1,0 +1,125 @@
+"""Groups that one operation mixes with each other: their units are joined, so that they grow.
+
+A mean, a maximum or a layer normalisation over channels of several groups (a concatenation, or
+parts of a stream that go different ways) stays what it is when all of them are copied equally
+often. So the groups become one: of as many units as their widths have a common divisor, each
+unit a part of every group. What recipe such a group grows by is judged as of any other.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import TYPE_CHECKING, Protocol
+
+import networkx as nx
+import numpy as np
+
+from .inner import join
+from .ir import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from .labels import Mixing
+    from .planes import Axis, Labels
+    from .propagate import Propagation
+
+__all__ = ["Census", "join_mixed"]
+
+
+class Census(Protocol):
+    """What is known of labels: see :class:`fxgrow.slots.Census`."""
+
+    @property
+    def axes(self) -> list[Axis]:
+        """Axes in order."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """Labels of all axes."""
+        ...
+
+    @property
+    def axis_of(self) -> Labels:
+        """Index of each label's axis."""
+        ...
+
+    @property
+    def places(self) -> Labels:
+        """Position of each label."""
+        ...
+
+    @property
+    def roots(self) -> Labels:
+        """Root of every label."""
+        ...
+
+    @property
+    def frozen_by(self) -> Labels:
+        """Index of what freezes a root."""
+        ...
+
+
+def join_mixed(state: Propagation, census: Census, keys: Labels, codes: Collection[str]) -> bool:
+    """Join the units of groups that are mixed with each other; say whether there were any.
+
+    Parameters
+    ----------
+    state : Propagation
+        Settled; its labels are united.
+    census : Census
+    keys : numpy.ndarray
+        What group each label is of (0: of none).
+    codes : collection of str
+        Operations that do not see whether all channels are copied.
+    """
+    heads = np.flatnonzero(census.roots == np.arange(len(census.roots)))
+    names, sizes = np.unique(keys[heads], return_counts=True)
+    widths = dict(zip(names.tolist(), sizes.tolist(), strict=True))
+    together: nx.Graph[int] = nx.Graph()
+    held: set[int] = set()
+    for mixing in state.book.mixings:
+        if mixing.code in codes:
+            members, even = _members(mixing, census, keys, widths)
+            nx.add_path(together, members)
+            if not even:
+                held.update(members)
+    joined = False
+    for component in nx.connected_components(together):
+        count = gcd(*(widths[key] for key in component))
+        if len(component) > 1 and count > 1 and not component & held:
+            _join(state, census, keys, sorted(component), count)
+            joined = True
+    return joined
+
+
+def _members(
+    mixing: Mixing, census: Census, keys: Labels, widths: dict[int, int]
+) -> tuple[list[int], bool]:
+    """Groups that an operation mixes, and whether it does so with each of them as a whole."""
+    units, counts = np.unique(census.roots[mixing.labels], return_counts=True)
+    own = keys[units]
+    members, even = np.unique(own).tolist(), bool((census.frozen_by[units] < 0).all())
+    for key in members:
+        mine = counts[own == key]
+        even = even and key != 0 and len(mine) == widths[key] and bool((mine == mine[0]).all())
+    return members, even
+
+
+def _join(
+    state: Propagation, census: Census, keys: Labels, members: Iterable[int], count: int
+) -> None:
+    """Unite the units of groups in so many parts: the first ones of all, the second ones ..."""
+    columns: list[Slot] = []
+    for key in members:
+        mine = np.flatnonzero(keys[census.labels] == key)
+        axis = census.axis_of[mine[0]]
+        mine = mine[census.axis_of[mine] == axis]
+        units, first = np.unique(census.roots[census.labels[mine]], return_index=True)
+        places = census.places[mine[first]].reshape(count, -1)
+        columns += [
+            Slot(*census.axes[axis], "producer", places[:, [j]]) for j in range(places.shape[1])
+        ]
+    for column in columns[1:]:
+        join(state, columns[0], column)
