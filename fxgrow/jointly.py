@@ -97,7 +97,7 @@ def join_mixed(state: Propagation, census: Census, keys: Labels, codes: Collecti
 def _members(
     mixing: Mixing, census: Census, keys: Labels, widths: dict[int, int]
 ) -> tuple[list[int], bool]:
-    """Groups that an operation mixes, and whether it does so with each of them as a whole."""
+    """Find the groups that an operation mixes, and whether it does so with each as a whole."""
     units, counts = np.unique(census.roots[mixing.labels], return_counts=True)
     own = keys[units]
     members, even = np.unique(own).tolist(), bool((census.frozen_by[units] < 0).all())
@@ -116,7 +116,7 @@ def _join(
         mine = np.flatnonzero(keys[census.labels] == key)
         axis = census.axis_of[mine[0]]
         mine = mine[census.axis_of[mine] == axis]
-        units, first = np.unique(census.roots[census.labels[mine]], return_index=True)
+        _, first = np.unique(census.roots[census.labels[mine]], return_index=True)
         places = census.places[mine[first]].reshape(count, -1)
         columns += [
             Slot(*census.axes[axis], "producer", places[:, [j]]) for j in range(places.shape[1])

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from .planes import slabs
 from .patterns import is_pattern, patch_pattern
+from .planes import slabs
 from .propagate import Noted
 from .tracer import guard
 
