@@ -14,7 +14,7 @@ from torch import fx
 from .aligned import in_steps
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
-from .jointly import join_mixed
+from .jointly import join_mixed, rows_of
 from .messages import MESSAGES
 from .plan import CostModel
 from .planes import slabs
@@ -265,6 +265,7 @@ def _finish(
         if reason is None and is_one(analysis.state, slots):
             reason = _reason("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
+        group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(replace(group, tied=True) if _tied(analysis, group) else group)

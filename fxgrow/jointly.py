@@ -18,13 +18,13 @@ from .inner import join
 from .ir import Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from .labels import Mixing
     from .planes import Axis, Labels
     from .propagate import Propagation
 
-__all__ = ["Census", "join_mixed"]
+__all__ = ["Census", "join_mixed", "rows_of"]
 
 
 class Census(Protocol):
@@ -112,9 +112,12 @@ def _join(
 ) -> None:
     """Unite the units of groups in so many parts: the first ones of all, the second ones ..."""
     columns: list[Slot] = []
+    rows = 0
     for key in members:
         mine = np.flatnonzero(keys[census.labels] == key)
         axis = census.axis_of[mine[0]]
+        sizes = np.bincount(census.axis_of[mine])
+        rows += int(sizes[sizes > 0].min()) // count
         mine = mine[census.axis_of[mine] == axis]
         _, first = np.unique(census.roots[census.labels[mine]], return_index=True)
         places = census.places[mine[first]].reshape(count, -1)
@@ -123,3 +126,15 @@ def _join(
         ]
     for column in columns[1:]:
         join(state, columns[0], column)
+    first = columns[0]
+    state.joint.append((int(state.axes[first.tensor, first.dim][first.positions[0, 0]]), rows))
+
+
+def rows_of(state: Propagation, slots: Sequence[Slot]) -> int | None:
+    """Rows that one unit of joined groups has in all of them (None: not joined)."""
+    if not state.joint:
+        return None
+    labels = np.array([label for label, _ in state.joint])
+    own = state.axes[slots[0].tensor, slots[0].dim][slots[0].positions]
+    hit = np.isin(state.book.find(labels), state.book.find(own))
+    return state.joint[int(np.flatnonzero(hit)[0])][1] if hit.any() else None

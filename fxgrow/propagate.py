@@ -86,6 +86,7 @@ class Propagation:
     names: Mapping[int, str]
     outer: Mapping[Axis, Labels] = field(default_factory=dict)  # see fxgrow.inner
     joined: list[Joined] = field(default_factory=list)
+    joint: list[tuple[int, int]] = field(default_factory=list)  # see fxgrow.jointly: label, rows
     book: LabelBook = field(default_factory=LabelBook)
     axes: dict[Axis, Labels] = field(default_factory=dict)
     roles: dict[Axis, set[str]] = field(default_factory=dict)

@@ -185,7 +185,7 @@ def _layers(along: Sequence[list[Plane]]) -> list[list[list[Plane]]]:
 def _segments(
     state: Propagation, call: Call, tensors: list[torch.Tensor], along: list[list[Plane]], dim: int
 ) -> Plane:
-    parts = []
+    parts, leading = [], []
     for tensor, planes in zip(tensors, along, strict=True):
         if not planes:  # nothing of ours: the outside world
             shape = [1] * tensor.ndim
@@ -200,6 +200,7 @@ def _segments(
                 where = state.where(call.name)
                 state.book.meetings.append(Meeting(first.labels, extra.labels, where))
         parts.append(first.labels)
+        leading.append(first)
     common = [max(p.shape[d] for p in parts) for d in range(call.out.ndim)]
     parts = [
         _shared_part(state, call, x, part, common, dim)
@@ -209,9 +210,10 @@ def _segments(
     for part in parts:
         common[dim] = part.shape[dim]
         spread.append(np.broadcast_to(part, common))
-    zeros = [set(p[0].zero) if p else set() for p in along]
-    flow = total([p[0].flow if p else None for p in along], all(along))
-    return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)), flow)
+    whole = len(leading) == len(along)
+    zeros = set.intersection(*(set(p.zero) for p in leading)) if whole else set()
+    flow = state.book.flow(total, [p.flow for p in leading], whole)
+    return Plane(np.concatenate(spread, axis=dim), tuple(zeros), flow)
 
 
 def _shared_part(
