@@ -9,10 +9,11 @@ unit a part of every group. What recipe such a group grows by is judged as of an
 from __future__ import annotations
 
 from math import gcd
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
+import numpy.typing as npt
 
 from .inner import join
 from .ir import Slot
@@ -21,47 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from .labels import Mixing
-    from .planes import Axis, Labels
     from .propagate import Propagation
+    from .slots import Census
 
-__all__ = ["Census", "join_mixed", "rows_of"]
+__all__ = ["join_mixed", "rows_of"]
 
-
-class Census(Protocol):
-    """What is known of labels: see :class:`fxgrow.slots.Census`."""
-
-    @property
-    def axes(self) -> list[Axis]:
-        """Axes in order."""
-        ...
-
-    @property
-    def labels(self) -> Labels:
-        """Labels of all axes."""
-        ...
-
-    @property
-    def axis_of(self) -> Labels:
-        """Index of each label's axis."""
-        ...
-
-    @property
-    def places(self) -> Labels:
-        """Position of each label."""
-        ...
-
-    @property
-    def roots(self) -> Labels:
-        """Root of every label."""
-        ...
-
-    @property
-    def frozen_by(self) -> Labels:
-        """Index of what freezes a root."""
-        ...
+Keys = npt.NDArray[Any]
 
 
-def join_mixed(state: Propagation, census: Census, keys: Labels, codes: Collection[str]) -> bool:
+def join_mixed(state: Propagation, census: Census, keys: Keys, codes: Collection[str]) -> bool:
     """Join the units of groups that are mixed with each other; say whether there were any.
 
     Parameters
@@ -95,7 +64,7 @@ def join_mixed(state: Propagation, census: Census, keys: Labels, codes: Collecti
 
 
 def _members(
-    mixing: Mixing, census: Census, keys: Labels, widths: dict[int, int]
+    mixing: Mixing, census: Census, keys: Keys, widths: dict[int, int]
 ) -> tuple[list[int], bool]:
     """Find the groups that an operation mixes, and whether it does so with each as a whole."""
     units, counts = np.unique(census.roots[mixing.labels], return_counts=True)
@@ -108,7 +77,7 @@ def _members(
 
 
 def _join(
-    state: Propagation, census: Census, keys: Labels, members: Iterable[int], count: int
+    state: Propagation, census: Census, keys: Keys, members: Iterable[int], count: int
 ) -> None:
     """Unite the units of groups in so many parts: the first ones of all, the second ones ..."""
     columns: list[Slot] = []
@@ -121,13 +90,12 @@ def _join(
         mine = mine[census.axis_of[mine] == axis]
         _, first = np.unique(census.roots[census.labels[mine]], return_index=True)
         places = census.places[mine[first]].reshape(count, -1)
-        columns += [
-            Slot(*census.axes[axis], "producer", places[:, [j]]) for j in range(places.shape[1])
-        ]
+        tensor, dim = census.axes[int(axis)]
+        columns += [Slot(tensor, dim, "producer", places[:, [j]]) for j in range(places.shape[1])]
     for column in columns[1:]:
         join(state, columns[0], column)
-    first = columns[0]
-    state.joint.append((int(state.axes[first.tensor, first.dim][first.positions[0, 0]]), rows))
+    head = columns[0]
+    state.joint.append((int(state.axes[head.tensor, head.dim][head.positions[0, 0]]), rows))
 
 
 def rows_of(state: Propagation, slots: Sequence[Slot]) -> int | None:
