@@ -105,14 +105,24 @@ def test_one_head_grows_inside(name):
     assert untrained(growth.module, growth.groups, example) == []
 
 
-def test_channels_that_are_one_unit_are_frozen():
-    """Split attention mixes halves and groups: nothing can be added to what they are."""
+@pytest.mark.parametrize("emit", ["graph", "module"])
+def test_channels_that_are_one_unit_grow_inside(emit, tmp_path):
+    """Split attention mixes halves and groups: none can be added, but all become larger."""
     torch.manual_seed(0)
     model, example = randomised(SplitAttention()), PICTURE.double()
     inspection = fxgrow.inspect(model, example)
-    assert "inner_mixed" in {g.reason.code for g in inspection.frozen}
-    growth = fxgrow.widen(model, example, 2)
+    assert {g.name: g.width for g in inspection.groups} == {"a:inner": 6, "b:inner": 6, "up": 4}
+    assert not inspection.inner
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, example, {group.name: 1}, emit=emit)
+        assert max(errors(model, growth.module, example)) <= EXACT, group.name
+    growth = fxgrow.widen(model, example, 2, emit=emit)
     assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+    assert growth.module.b.groups == 2
+    growth.save(tmp_path / "grown.safetensors")
+    loaded = fxgrow.load(tmp_path / "grown.safetensors", base=model)
+    assert max(errors(growth.module, loaded.module, example)) == 0.0
 
 
 @pytest.mark.parametrize("inner", [(), ("*att*n",)])
