@@ -20,6 +20,7 @@ from .execute import Executor
 from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
+from .locator import Locator
 from .module import GrownModule, copy_graph
 from .multihead import free_attention
 from .partition import check_partition
@@ -31,7 +32,6 @@ from .shuffle import make_explicit
 from .solve import apply_sizes
 from .trace import no_fast_path
 from .whole import tidy
-from .witness import Locator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

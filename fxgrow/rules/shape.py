@@ -258,11 +258,10 @@ def stack(state: Propagation, call: Call) -> list[Plane]:
     dim = call.arg(1, "dim", 0) % call.out.ndim
     tensors = call.args[0]
     own = [without(state.book, state.planes(x)) for x in tensors]
-    counts = {len(planes) for planes in own}
-    if len(counts) > 1:
+    if len({len(planes) for planes in own}) > 1:
         operands = [
-            (_each(planes, lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape)
-            for planes, x in zip(own, tensors, strict=True)
+            (_each(state.planes(x), lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape)
+            for x in tensors
         ]
         return state.book.meet(operands, call.out.ndim, state.where(call.name))
     result = []
