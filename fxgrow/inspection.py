@@ -28,7 +28,7 @@ from .walks import parameters
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from .groups import Grouping
@@ -234,7 +234,9 @@ def _inspected(
         again = analyse(traced, outer_units(chosen))
         inside = _grouped(again)
         if inner:
-            _check_inner(inside, inner)
+            _check_inner(
+                inside, inner, {layer for g in chosen for layer in g.layers if _asked(g, inner)}
+            )
         if inner or inside.coverage > grouping.coverage:
             analysis, grouping = again, inside
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
@@ -271,12 +273,18 @@ def _chosen(grouping: Grouping, patterns: Sequence[str]) -> list[Group]:
     """
     everything = (*grouping.groups, *grouping.frozen)
     _check_patterns(everything, patterns)
-    matching = [g for g in everything if any(matches(g, pattern) for pattern in patterns)]
+    matching = [g for g in everything if _asked(g, patterns)]
     return matching + [g for g in stuck(grouping.frozen) if g not in matching]
 
 
-def _check_inner(grouping: Grouping, patterns: Sequence[str]) -> None:
-    if not any(SUFFIX in group.name for group in (*grouping.groups, *grouping.frozen)):
+def _asked(group: Group, patterns: Sequence[str]) -> bool:
+    return any(matches(group, pattern) for pattern in patterns)
+
+
+def _check_inner(grouping: Grouping, patterns: Sequence[str], layers: Collection[str]) -> None:
+    """Refuse patterns of which nothing comes, whatever grows inside by itself."""
+    inside = [g for g in (*grouping.groups, *grouping.frozen) if SUFFIX in g.name]
+    if not any(layer in layers for group in inside for layer in group.layers):
         raise InputError(
             f"inner={list(patterns)}: no group that matches has an inner axis to grow by instead; "
             "heads and convolution groups of several rows have one, a single head grows by it "
