@@ -15,8 +15,8 @@ from .planes import Plane
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .locator import Locator
     from .propagate import Propagation
-    from .witness import Locator
 
 __all__ = ["MAKERS", "Blanks", "label_blank", "site_of"]
 

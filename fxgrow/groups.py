@@ -14,8 +14,10 @@ from torch import fx
 from .aligned import in_steps
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
+from .jointly import join_mixed, rows_of
 from .messages import MESSAGES
 from .plan import CostModel
+from .planes import slabs
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
 from .streams import Mixed, judge, variances
@@ -99,10 +101,12 @@ def _freeze_irregular(
             continue
         for labels in (before, after):
             own = roots[labels]
-            if own.size <= 1 or (frozen_by[own] >= 0).all():
+            is_open = frozen_by[own] < 0
+            if own.size <= 1 or not is_open.any():
                 continue
             vary, sizes = len(book.varying(labels)), sum(n > 1 for n in labels.shape)
-            if vary > 1 or (sizes > 1 and not vary):
+            split = vary > 1 and not slabs(own, is_open)
+            if split or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
                 reasons.append(_reason("reshape" if vary else "inner_mixed", where))
@@ -143,6 +147,9 @@ def group_units(analysis: Analysis) -> Grouping:
     """
     census = _census(analysis)
     signatures = _signatures(census)
+    if join_mixed(analysis.state, census, signatures, COPY_INVARIANT):
+        census = _census(analysis)
+        signatures = _signatures(census)
     mixed = _judge_mixings(analysis, census, signatures)
     groups, widths = _group_ids(census, signatures)
     roles = [_role(analysis, axis) for axis in census.axes]
@@ -258,6 +265,7 @@ def _finish(
         if reason is None and is_one(analysis.state, slots):
             reason = _reason("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
+        group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(replace(group, tied=True) if _tied(analysis, group) else group)
@@ -299,6 +307,8 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     if not any(role == "consumer" for role, _ in own):
         return _reason("unread", None)
+    if all(role == "consumer" for role, _ in own):  # of an input that is repeated
+        return _reason("input", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
         return _reason("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")

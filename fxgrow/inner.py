@@ -47,6 +47,7 @@ __all__ = [
     "slots_of",
     "spans",
     "structural",
+    "stuck",
     "widened_units",
 ]
 
@@ -59,14 +60,18 @@ def matches(group: Group, pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in (group.name, *group.layers))
 
 
-def outer_units(groups: Iterable[Group], patterns: Sequence[str]) -> dict[Axis, Labels]:
-    """Give numbers to the units of the groups that match, where a unit has several rows.
+def stuck(groups: Iterable[Group]) -> list[Group]:
+    """Find groups that are one unit, to which none can be added: they can only grow inside."""
+    return [g for g in groups if g.reason is not None and g.reason.code == "inner_mixed"]
+
+
+def outer_units(groups: Iterable[Group]) -> dict[Axis, Labels]:
+    """Give numbers to the units of groups, where a unit has several rows.
 
     Parameters
     ----------
     groups : iterable of Group
-        Growable and frozen groups of an analysis by outer units.
-    patterns : sequence of str
+        Those that are to grow inside, of an analysis by outer units.
 
     Returns
     -------
@@ -76,7 +81,7 @@ def outer_units(groups: Iterable[Group], patterns: Sequence[str]) -> dict[Axis, 
     found: dict[Axis, Labels] = {}
     for group in groups:
         grid = max(slot.positions.shape[1] for slot in group.slots) > 1
-        if not grid or not any(matches(group, pattern) for pattern in patterns):
+        if not grid:
             continue
         numbers = np.arange(1, group.width + 1)[:, None]  # of queries' heads as of values'
         for slot in group.slots:

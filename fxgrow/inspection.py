@@ -13,7 +13,7 @@ from . import report
 from .analyse import Analysis, analyse
 from .errors import InputError, UnsupportedError
 from .groups import group_units, layer_of
-from .inner import SUFFIX, matches, outer_units
+from .inner import SUFFIX, matches, outer_units, stuck
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .messages import MESSAGES
@@ -28,13 +28,12 @@ from .walks import parameters
 from .wrapping import unwrap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from .groups import Grouping
     from .pages.view import View
     from .plan import CostModel
-    from .planes import Axis, Labels
     from .rules.own import Declaration
     from .shuffle import Shuffle
     from .trace import Traced
@@ -230,10 +229,16 @@ def _inspected(
             "drop strict=True to freeze what they touch"
         )
     grouping = _grouped(analysis)
-    if inner:
-        analysis = analyse(traced, _outer(grouping, inner))
-        grouping = _grouped(analysis)
-        _check_inner(grouping, inner)
+    chosen = _chosen(grouping, inner)
+    if inner or chosen:
+        again = analyse(traced, outer_units(chosen))
+        inside = _grouped(again)
+        if inner:
+            _check_inner(
+                inside, inner, {layer for g in chosen for layer in g.layers if _asked(g, inner)}
+            )
+        if inner or inside.coverage > grouping.coverage:
+            analysis, grouping = again, inside
     groups, frozen = _select(grouping.groups, grouping.frozen, include, exclude)
     state = analysis.state
     return Inspection(
@@ -261,15 +266,25 @@ def _grouped(analysis: Analysis) -> Grouping:
     return grouping
 
 
-def _outer(grouping: Grouping, patterns: Sequence[str]) -> dict[Axis, Labels]:
-    """Find the units that are to grow inside; every pattern must match a group."""
+def _chosen(grouping: Grouping, patterns: Sequence[str]) -> list[Group]:
+    """Find the groups that are to grow inside; every pattern must match one.
+
+    Besides those that match these are the ones that can't grow otherwise.
+    """
     everything = (*grouping.groups, *grouping.frozen)
     _check_patterns(everything, patterns)
-    return outer_units(everything, patterns)
+    matching = [g for g in everything if _asked(g, patterns)]
+    return matching + [g for g in stuck(grouping.frozen) if g not in matching]
 
 
-def _check_inner(grouping: Grouping, patterns: Sequence[str]) -> None:
-    if not any(SUFFIX in group.name for group in (*grouping.groups, *grouping.frozen)):
+def _asked(group: Group, patterns: Sequence[str]) -> bool:
+    return any(matches(group, pattern) for pattern in patterns)
+
+
+def _check_inner(grouping: Grouping, patterns: Sequence[str], layers: Collection[str]) -> None:
+    """Refuse patterns of which nothing comes, whatever grows inside by itself."""
+    inside = [g for g in (*grouping.groups, *grouping.frozen) if SUFFIX in g.name]
+    if not any(layer in layers for group in inside for layer in group.layers):
         raise InputError(
             f"inner={list(patterns)}: no group that matches has an inner axis to grow by instead; "
             "heads and convolution groups of several rows have one, a single head grows by it "

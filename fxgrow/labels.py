@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import echoes
 from .centring import settle_statistics
 from .events import (
     Closing,
@@ -65,6 +66,8 @@ class LabelBook:
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
     grounded: set[Term] = field(default_factory=set)
     outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
+    echoes: set[int] = field(default_factory=set)  # labels of no axis (fxgrow.echoes)
+    echoed: list[Meeting] = field(default_factory=list)
     zeroed: dict[Axis, Labels] = field(default_factory=dict)
     closed: set[object] = field(default_factory=set)  # planes that the zeros are planned for
 
@@ -118,6 +121,12 @@ class LabelBook:
         if len(operands) == 1:
             alone = [lift(p, ndim, keep_zero=product) for p in operands[0][0]]
             return [p._replace(flow=self.flow(flow, [p.flow])) for p in alone]
+        loose = echoes.apart(self, operands, ndim) if self.echoes else None
+        if loose is not None:
+            own = loose.operands
+            open_dims = [self._uncovered(planes, shape, ndim) for planes, shape in own]
+            met = self.meet(own, ndim, where, flow=flow, product=product)
+            return echoes.join(self, loose, open_dims, met, ndim, where)
         alike = self._meet_alike(operands, ndim, where, flow=flow, product=product)
         if alike is not None:
             return [alike]
@@ -233,7 +242,7 @@ class LabelBook:
 
         ``closing``, of products of two activations, looks for entries of one that close it.
         """
-        gone, kept = self._split(planes, dims)
+        gone, kept = self._split(planes, dims, where)
         if gone and closing is not None and closing():
             return kept
         closed: list[Labels] = []
@@ -267,7 +276,7 @@ class LabelBook:
         gains: tuple[Axis, ...] = (),
     ) -> list[Plane]:
         """Reduce over ``dims`` by an operation that mixes what it reduces."""
-        gone, kept = self._split(planes, dims)
+        gone, kept = self._split(planes, dims, where)
         for plane in gone:
             own = plane.flow if flow is None else flow
             self.mixings.append(Mixing(plane.labels, code, where, own, gains))
@@ -287,13 +296,15 @@ class LabelBook:
         return kept
 
     def _split(
-        self, planes: Sequence[Plane], dims: Sequence[int]
+        self, planes: Sequence[Plane], dims: Sequence[int], where: Where
     ) -> tuple[list[Plane], list[Plane]]:
         gone, kept = [], []
         for plane in planes:
             hit = [d for d in plane.dims if d in dims]
             if not hit:
                 kept.append(plane)
+            elif echoes.is_echo(self, plane):
+                self.freeze(plane.labels, "unlabelled", where)
             elif len(hit) == len(plane.dims):
                 gone.append(plane)
             elif is_inner(self, plane.labels) and not self._constant(plane.labels, hit):
@@ -316,6 +327,7 @@ class LabelBook:
             else:
                 self.unite(a, b)
                 self.couplings.append(Meeting(a, b, where))
+        echoes.settle(self)
         closure(self)
         for a, b, where in self.rivals:
             if not np.array_equal(self.find(a), self.find(b)):  # else one axis by now
@@ -327,7 +339,12 @@ class LabelBook:
         settle_statistics(self)
 
     def _settle_closings(self) -> None:
+        # What is shared by all heads stays as it is, and closes nothing.
+        inner = [f.labels.reshape(-1) for f in self.frozen if f.code == "inner_axis"]
+        held = self.find(np.concatenate(inner)) if inner else np.zeros(0, dtype=np.int64)
         for plane, finer, axis, flow, where in self.shared:
+            if len(held) and np.isin(self.find(plane), held).all():
+                continue
             if not any(self._alike(plane, other) for other in finer):
                 self.closers.setdefault(axis, []).append(where)
                 self._read(axis, flow)

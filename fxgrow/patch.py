@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import fx
 
 from .patterns import is_pattern, patch_pattern
+from .planes import slabs
 from .propagate import Noted
 from .tracer import guard
 
@@ -46,7 +47,10 @@ class Sizes:
             if gain.any():
                 alone = [d for d in range(labels.ndim) if labels.shape[d] > 1]
                 # Where all positions are one unit, they lie along the only dimension.
-                for dim in self.book.varying(labels) or alone * (len(alone) == 1):
+                vary = self.book.varying(labels) or alone * (len(alone) == 1)
+                if len(vary) > 1:  # beside others, that vary along other dimensions
+                    vary = slabs(self.book.find(labels), gain > 0) or vary
+                for dim in vary:
                     rest = tuple(d for d in range(gain.ndim) if d != dim)
                     lines[dim] = np.asarray(gain.max(axis=rest))
             known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken
@@ -128,6 +132,42 @@ def _reshape(site: Site, first: int) -> None:
 
 def _view(site: Site) -> None:
     _reshape(site, 1)
+
+
+def _repeat(site: Site) -> None:
+    """How often ``repeat`` and ``tile`` repeat dimensions, given for the last ones at least."""
+    noted, source, args = site.before(), site.first(), site.node.args
+    if not isinstance(noted, Noted) or not isinstance(source, Noted) or len(args) < 2:
+        return
+    packed = len(args) == 2 and isinstance(args[1], (tuple, list))
+    given: Any = args[1] if packed else args[1:]
+    first = len(noted.shape) - len(given)
+    if first < 0:
+        return
+    old = (1,) * (len(noted.shape) - len(source.shape)) + tuple(source.shape)
+    fixed = tuple(
+        _times(site, times, dim, old[dim]) for dim, times in enumerate(given, start=first)
+    )
+    site.node.args = (args[0], fixed) if packed else (args[0], *fixed)
+
+
+def _times(site: Site, times: Any, dim: int, old: int) -> Any:
+    """Only what was of size 1 is repeated more often: other repeats repeat new units, too."""
+    return (
+        site.size(times, site.before().shape[dim], site.sizes.shape(site.before())[dim])
+        if (old == 1)
+        else times
+    )
+
+
+def _interleave(site: Site) -> None:
+    """``repeat_interleave`` of a dimension of size 1."""
+    noted, source = site.before(), site.first()
+    times, update = _argument(site.node, 1, "repeats")
+    dim, _ = _argument(site.node, 2, "dim")
+    if isinstance(noted, Noted) and isinstance(source, Noted) and isinstance(dim, int):
+        dim %= len(source.shape)
+        update(_times(site, times, dim, source.shape[dim]))
 
 
 def _zeros(site: Site) -> None:
@@ -292,6 +332,10 @@ PATCHES: dict[Any, Callable[[Site], None]] = {
     "reshape": _view,
     "expand": _view,
     torch.reshape: _view,
+    "broadcast_to": _view,
+    torch.broadcast_to: _view,
+    **dict.fromkeys(("repeat", "tile", torch.tile), _repeat),
+    **dict.fromkeys(("repeat_interleave", torch.repeat_interleave), _interleave),
     "new_zeros": _view,
     torch.zeros: _zeros,
     "unflatten": _unflatten,

@@ -117,3 +117,18 @@ def pattern(labels: Labels) -> Labels:
     """Write labels as numbers in order of first appearance: which positions share one."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
+
+
+def slabs(labels: Labels, chosen: npt.NDArray[np.bool_]) -> list[int]:
+    """Dimensions along which the chosen positions lie in whole slabs of one label each.
+
+    Heads do so along the heads, though shared keys beside them vary along the size of a head.
+    """
+    found = []
+    for dim, size in enumerate(labels.shape):
+        own = np.moveaxis(labels, dim, 0).reshape(size, -1)
+        hit = np.moveaxis(chosen, dim, 0).reshape(size, -1)
+        rows = hit.any(axis=1)
+        if size > 1 and hit[rows].all() and (own[rows] == own[rows, :1]).all():
+            found.append(dim)
+    return found

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .echoes import without
 from .flows import weight_flow
 from .inner import mark, structural
 from .labels import LabelBook, Where
@@ -86,6 +87,7 @@ class Propagation:
     names: Mapping[int, str]
     outer: Mapping[Axis, Labels] = field(default_factory=dict)  # see fxgrow.inner
     joined: list[Joined] = field(default_factory=list)
+    joint: list[tuple[int, int]] = field(default_factory=list)  # see fxgrow.jointly: label, rows
     book: LabelBook = field(default_factory=LabelBook)
     axes: dict[Axis, Labels] = field(default_factory=dict)
     roles: dict[Axis, set[str]] = field(default_factory=dict)
@@ -189,7 +191,7 @@ class Propagation:
 
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
-        for plane in planes:
+        for plane in without(self.book, planes):
             for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
 
@@ -299,7 +301,7 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
-        if not labelled:
+        if not labelled and not (packet in self.rules.ECHOING and _is_mask(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
@@ -337,6 +339,11 @@ class LabelMode(_Mode):
                 [p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name
             )
         self.state.assign(target, planes, weight=weight, live=live)
+
+
+def _is_mask(out: Any) -> bool:
+    """Whether a tensor may be added to, or select, what has units: no indices."""
+    return isinstance(out, torch.Tensor) and (out.is_floating_point() or out.dtype is torch.bool)
 
 
 def _nothing(out: Any) -> Any:

@@ -18,6 +18,7 @@ from .execute import Executor
 from .inner import join_again, widened_units
 from .ir import Rewritten
 from .layout import Layout, lay_out
+from .locator import Locator
 from .makeup import changes, factor_of, insert_factor, scale_numbers, scale_standard
 from .module import GrownModule, copy_graph
 from .multihead import free_attention
@@ -31,7 +32,6 @@ from .solve import apply_sizes
 from .tables import add_constants, register_tables
 from .trace import no_fast_path
 from .whole import tidy
-from .witness import Locator
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping

@@ -24,8 +24,10 @@ from .verify import verify as verify_models
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from .configure import Configured
     from .distributed import Team
     from .inspection import Inspection
+    from .ir import Rewritten, Verification
     from .trace import Inputs
 
 __all__ = [
@@ -118,6 +120,28 @@ def _checked(inspection: Inspection, name: str, count: int) -> int:
     return count
 
 
+def _followed(
+    model: torch.nn.Module, rewritten: Rewritten, inputs: Inputs, emit: str, *, checked: bool
+) -> tuple[Verification | None, Told, Configured | None]:
+    """Let what only tells a width follow, and compare; take it back where that breaks something."""
+    configured, told = None, Told()
+    if emit == "module":
+        configured = follow_config(model, rewritten.module)
+        told = follow_told(model, rewritten.module, inputs)
+    if not checked:
+        return None, told, configured
+    try:
+        verification = verify_models(model, rewritten.module, inputs)
+        if verification.passed:
+            return verification, told, configured
+    except VerificationError:  # it does not run
+        if not told.edits:
+            raise
+    told.undo()
+    configured = configured and configured.refused()
+    return verify_models(model, rewritten.module, inputs), Told(), configured
+
+
 def grow(
     model: torch.nn.Module,
     inspection: Inspection,
@@ -150,15 +174,7 @@ def grow(
     build = rewrite if emit == "graph" else rewrite_own
     rewritten = build(model, inspection, plan.additions, seed=seed)
     inputs = inspection.analysis.traced.inputs
-    configured, told = None, Told()
-    if emit == "module":
-        configured = follow_config(model, rewritten.module)
-        told = follow_told(model, rewritten.module, inputs)
-    verification = verify_models(model, rewritten.module, inputs) if checked else None
-    if verification is not None and not verification.passed:  # by these, perhaps
-        told.undo()
-        told, configured = Told(), configured and configured.refused()
-        verification = verify_models(model, rewritten.module, inputs)
+    verification, told, configured = _followed(model, rewritten, inputs, emit, checked=checked)
     if verification is not None and not verification.passed:
         raise VerificationError(
             "the widened model computes another function (relative difference "

@@ -8,30 +8,29 @@ the argument's expression (:mod:`fxgrow.tracked`) and the size that labels ask f
 from __future__ import annotations
 
 import operator
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from .blanks import MAKERS, label_blank, site_of
-from .epsilon import MODULE
 from .labels import Where
+from .locator import Locator
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
-from .recorder import OWN
 from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from torch import nn
+
     from .propagate import Propagation
 
-__all__ = ["Equation", "Locator", "Witness"]
+__all__ = ["Equation", "Witness"]
 
 
 class Equation(NamedTuple):
@@ -40,40 +39,6 @@ class Equation(NamedTuple):
     given: Expr
     wanted: Expr
     where: Where
-
-
-class Locator:
-    """Names the module and source line that run, by nodes of a graph that is no model's."""
-
-    def __init__(self, root: nn.Module) -> None:
-        self.modules = dict(root.named_modules())
-        self.names = {id(module): name for name, module in self.modules.items()}
-        self.graph = fx.Graph()
-        self.sites: dict[tuple[str, str], fx.Node] = {}
-
-    def __call__(self) -> fx.Node:
-        """Site of the innermost frame of the model's code."""
-        frame: Any = sys._getframe(2)
-        line, name = "", None
-        while frame is not None and (name is None or not line):
-            code = frame.f_code
-            if not line and not code.co_filename.startswith((*OWN, "<")):
-                line = f"{code.co_filename}:{frame.f_lineno}"
-            if name is None and code.co_argcount and code.co_varnames[0] == "self":
-                name = self.names.get(id(frame.f_locals.get("self")))
-            frame = frame.f_back
-        key = (name or "", line)
-        if key not in self.sites:
-            node = self.graph.create_node("call_module", key[0], name=_safe(key[0]))
-            node.name = key[0] or "forward"
-            node.meta["source"] = line
-            node.meta[MODULE] = self.modules[key[0]]
-            self.sites[key] = node
-        return self.sites[key]
-
-
-def _safe(name: str) -> str:
-    return name.replace(".", "_") or "forward"
 
 
 class Witness(TorchFunctionMode):
@@ -373,7 +338,23 @@ def _layer_norm(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _repeat(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     """Repeats of a labelled dimension would repeat new units, too: they stay."""
-    return _kept((args, kwargs))
+    given, pairs = _flat(args[1:]), _kept(kwargs)
+    for dim, times in enumerate(given, start=out.ndim - len(given)):
+        pairs += _repeated(witness, args[0], dim - out.ndim, times, out)
+    return pairs
+
+
+def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
+    times = args[1] if len(args) > 1 else kwargs.get("repeats")
+    dim = args[2] if len(args) > 2 else kwargs.get("dim")
+    if not isinstance(times, int) or dim is None:
+        return _kept((args, kwargs))
+    return _repeated(witness, args[0], dim - out.ndim * (dim >= 0), times, out)
+
+
+def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any) -> Pairs:
+    once = dim < -x.ndim or x.shape[dim] == 1  # dimensions are counted from the last one
+    return [(expression(times), witness.dim(out, dim))] if once else _kept(times)
 
 
 def _names(handler: Any, names: str) -> dict[str, Any]:
@@ -394,5 +375,6 @@ TABLE: dict[str, Any] = {
     **_names(_conv_transpose, "conv_transpose1d conv_transpose2d conv_transpose3d"),
     **_names(_group_norm, "group_norm"),
     **_names(_layer_norm, "layer_norm rms_norm"),
-    **_names(_repeat, "repeat tile repeat_interleave"),
+    **_names(_repeat, "repeat tile"),
+    **_names(_interleave, "repeat_interleave"),
 }

@@ -135,6 +135,122 @@ class MultiQuery(nn.Module):
         return self.o(joined(weights @ v))
 
 
+class Shared(Attention):
+    """One head of keys and values, made to fit the queries' in ways that people write."""
+
+    def __init__(self, way, **given):
+        super().__init__(shared=1, **given)
+        self.way = way
+
+    def shares(self, x):
+        b, _, n, d = x.shape
+        return {
+            "expand": lambda: x.expand(-1, self.heads, -1, -1),
+            "expand_as": lambda: x.expand(b, self.heads, n, d),
+            "broadcast": lambda: torch.broadcast_to(x, (b, self.heads, n, d)),
+            "repeat": lambda: x.repeat(1, self.heads, 1, 1),
+            "tile": lambda: torch.tile(x, (self.heads, 1, 1)),
+            "interleave": lambda: x.repeat_interleave(self.heads, 1),
+            "interleave_named": lambda: torch.repeat_interleave(x, repeats=self.heads, dim=1),
+            "in_groups": lambda: x[:, :, None].expand(b, 1, self.heads, n, d).flatten(1, 2),
+            "left_alone": lambda: x,
+        }[self.way]()
+
+
+class SharedFused(Shared):
+    """The same for the fused kernel."""
+
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class SharedKernel(Shared):
+    """Left to the kernel."""
+
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+
+class SharedBatched(Shared):
+    """Heads folded into the batch, the shared one too."""
+
+    def attend(self, q, k, v):
+        b, h, n, d = q.shape
+        q, k, v = (t.reshape(b * h, n, d) for t in (q, k, v))
+        return torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v).view(b, h, n, d)
+
+
+class SharedMasked(Shared):
+    """A mask that is expanded over the heads, too."""
+
+    def attend(self, q, k, v):
+        mask = torch.ones(6, 6, dtype=q.dtype).tril().log().expand(2, self.heads, 6, 6)
+        return (q @ k.transpose(-2, -1) + mask).softmax(-1) @ v
+
+
+class SharedEinsum(Attention):
+    """One head without an axis of its own."""
+
+    def forward(self, x):
+        q = self.split(self.q(x), self.heads)
+        weights = torch.einsum("bhnd,bmd->bhnm", q, self.k(x)).softmax(-1)
+        return self.o(torch.einsum("bhnm,bmd->bnhd", weights, self.v(x)).flatten(2))
+
+
+class SharedMerged(Attention):
+    """Queries of all heads meet the keys at once, heads beside tokens (GPTBigCode)."""
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, self.heads, SIZE).reshape(b, n * self.heads, SIZE)
+        weights = torch.bmm(q, self.k(x).transpose(1, 2)).view(b, n, self.heads, n).softmax(-1)
+        mixed = torch.bmm(weights.view(b, n * self.heads, n), self.v(x))
+        return self.o(mixed.view(b, n, self.heads * SIZE))
+
+
+class SharedPacked(nn.Module):
+    """Queries, the key and the value beside each other in one layer (Falcon)."""
+
+    def __init__(self, bias=True):
+        super().__init__()
+        self.heads = HEADS
+        self.qkv = nn.Linear(WIDTH, (HEADS + 2) * SIZE, bias=bias)
+        self.o = nn.Linear(HEADS * SIZE, WIDTH)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        packed = self.qkv(x).view(b, n, self.heads + 2, SIZE)
+        q, k, v = packed[..., :-2, :], packed[..., [-2], :], packed[..., [-1], :]
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return self.o(joined((q @ k.transpose(-2, -1)).softmax(-1) @ v))
+
+
+class SharedSplit(SharedPacked):
+    """The same, cut into three (PaLM, StarCoder)."""
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).split((self.heads * SIZE, SIZE, SIZE), dim=-1)
+        q = heads_of(q, self.heads)
+        k, v = (t.unsqueeze(1).expand(b, self.heads, n, SIZE) for t in (k, v))
+        return self.o(joined((q @ k.transpose(-2, -1)).softmax(-1) @ v))
+
+
+class SharedRotary(Attention):
+    """A part of each key is shared by all heads (DeepSeek's latent attention)."""
+
+    def __init__(self):
+        super().__init__()
+        self.far = nn.Linear(WIDTH, HEADS * 2)
+        self.near = nn.Linear(WIDTH, 2)
+
+    def forward(self, x):
+        q, k, v = (self.split(layer(x), self.heads) for layer in (self.q, self.k, self.v))
+        q = torch.cat([q, self.far(x).view(2, 6, self.heads, 2).transpose(1, 2)], -1)
+        near = self.near(x).view(2, 1, 6, 2).expand(-1, self.heads, -1, -1)
+        return self.o(joined((q @ torch.cat([k, near], -1).transpose(-2, -1)).softmax(-1) @ v))
+
+
 class Packed(nn.Module):
     """One layer for all three; ``layout`` says how they are packed."""
 
@@ -234,6 +350,17 @@ class Normed(Attention):
 
     def turned(self, x):
         return self.norm(x)
+
+
+class NormedRotary(Rotary):
+    """Both: the norm's weights lie beside the table."""
+
+    def __init__(self, norm=nn.RMSNorm):
+        super().__init__()
+        self.norm = norm(SIZE)
+
+    def turned(self, x):
+        return super().turned(self.norm(x))
 
 
 class Cosine(Attention):
@@ -406,6 +533,23 @@ HEADED = {
     "gqa_einsum": (in_block(Grouped, heads=6, shared=3), TOKENS),
     "gqa_fused": (in_block(FusedGroups, heads=6, shared=3), TOKENS),
     "mqa": (in_block(MultiQuery), TOKENS),
+    **{
+        f"mqa_{way}": (in_block(Shared, way), TOKENS)
+        for way in (
+            *("expand", "expand_as", "broadcast", "repeat", "tile", "interleave"),
+            *("interleave_named", "in_groups", "left_alone"),
+        )
+    },
+    "mqa_fused": (in_block(SharedFused, "expand"), TOKENS),
+    "mqa_kernel": (in_block(SharedKernel, "left_alone"), TOKENS),
+    "mqa_batched": (in_block(SharedBatched, "expand"), TOKENS),
+    "mqa_masked": (in_block(SharedMasked, "expand"), TOKENS),
+    "mqa_einsum": (in_block(SharedEinsum, shared=1), TOKENS),
+    "mqa_merged": (in_block(SharedMerged, shared=1), TOKENS),
+    "mqa_packed": (in_block(SharedPacked), TOKENS),
+    "mqa_packed_no_bias": (in_block(SharedPacked, bias=False), TOKENS),
+    "mqa_split": (in_block(SharedSplit), TOKENS),
+    "mqa_partly": (in_block(SharedRotary), TOKENS),
     "packed_3hd": (in_block(Packed), TOKENS),
     "packed_h3d": (in_block(Packed, "h3d"), TOKENS),
     "packed_hd3": (in_block(Packed, "hd3"), TOKENS),
@@ -419,6 +563,7 @@ HEADED = {
     "rotary_now": (in_block(RotaryNow), TOKENS),
     "normed": (in_block(Normed), TOKENS),
     "rms_normed": (in_block(Normed, nn.RMSNorm), TOKENS),
+    "rms_normed_rotary": (in_block(NormedRotary), TOKENS),
     "cosine": (in_block(Cosine), TOKENS),
     "relative": (in_block(Relative), VIDEO),
     "relative_keys": (in_block(RelativeKeys), TOKENS),

@@ -167,10 +167,49 @@ MODELS = {
 }
 
 
+FALCON = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 64,
+    "multi_query": True,
+    "parallel_attn": True,
+    "new_decoder_architecture": False,
+    "alibi": False,
+    "bias": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+}
+# Models in which all heads share one head of keys and values; where the heads' layer is.
+SHARED = {
+    "one_key": (
+        "LlamaForCausalLM",
+        "LlamaConfig",
+        {**TEXT, "num_key_value_heads": 1},
+        TOKENS,
+        {("layers.0.self_attn.q_proj", 4), ("layers.1.self_attn.q_proj", 4)},
+    ),
+    "falcon": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        FALCON,
+        TOKENS,
+        {("h.0.self_attention.query_key_value", 4), ("h.1.self_attention.query_key_value", 4)},
+    ),
+    "gpt_bigcode": (
+        "GPTBigCodeForCausalLM",
+        "GPTBigCodeConfig",
+        {**GPT2, "multi_query": True, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0},
+        TOKENS,
+        {("h.0.attn.c_attn", 4), ("h.1.attn.c_attn", 4)},
+    ),
+}
+
+
 def made(name, attention="sdpa", **changes):
     """Model in float64, its inputs, and the groups that must be able to grow."""
     torch.manual_seed(0)
-    model, config, sizes, inputs, wanted = MODELS[name]
+    model, config, sizes, inputs, wanted = {**MODELS, **SHARED}[name]
     own = getattr(transformers, config)(**{**sizes, **changes})
     own._attn_implementation = attention
     if "experts_implementation" in sizes:

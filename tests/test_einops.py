@@ -105,7 +105,7 @@ def test_units_within_one_dimension_of_three_axes():
     assert untrained(grown.module, grown.groups, x, late=("qkv",)) == []
 
 
-def test_a_key_that_all_heads_share_freezes_them():
+def test_a_key_that_all_heads_share():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -118,9 +118,13 @@ def test_a_key_that_all_heads_share_freezes_them():
             return self.out(einops.rearrange(out, "b h n d -> b n (h d)"))
 
     torch.manual_seed(0)
-    inspection = fxgrow.inspect(Shared(), torch.randn(2, 4, 6))
-    reasons = {g.name: g.reason.code for g in inspection.frozen}
-    assert reasons["q"] == "unlabelled"
+    model, x = randomised(Shared()), torch.randn(2, 4, 6, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    assert {g.name: g.width for g in inspection.groups} == {"q": 3}
+    growth = fxgrow.widen(model, x, {"q": 2})
+    assert growth.module.q.weight.shape[0] == 5 * 4
+    assert max(errors(model, growth.module, x)) <= 1e-10
+    assert untrained(growth.module, growth.groups, x) == []
 
 
 class ByLayers(nn.Module):

@@ -17,7 +17,6 @@ from fxgrow.rewrite import rewrite
 EXACT = 1e-10
 # Keys and values of one head: what grows is the inner axis of the values.
 TORCH = ("torch", "encoder", "decoder")
-NO_HEADS = {"mqa": "unlabelled"}
 
 
 def built(name, table=HEADED):
@@ -36,7 +35,7 @@ def test_heads_are_the_units(name):
     heads = [g for g in writers if g.width == HEADS]
     assert heads
     reasons = {g.reason.code for g in heads if g.reason is not None}
-    assert reasons == ({NO_HEADS[name]} if name in NO_HEADS else set())
+    assert reasons == set()
 
 
 @pytest.mark.parametrize("name", HEADED)
@@ -60,7 +59,7 @@ def test_in_the_users_class(name):
         growth = fxgrow.widen(model, example, additions, emit="module")
     except (UnsupportedError, VerificationError) as error:
         assert "emit='graph'" in str(error)
-        assert not name.startswith(TORCH)
+        assert not name.startswith((*TORCH, "mqa_"))
     else:
         assert max(errors(model, growth.module, example)) <= EXACT
 
@@ -106,14 +105,24 @@ def test_one_head_grows_inside(name):
     assert untrained(growth.module, growth.groups, example) == []
 
 
-def test_channels_that_are_one_unit_are_frozen():
-    """Split attention mixes halves and groups: nothing can be added to what they are."""
+@pytest.mark.parametrize("emit", ["graph", "module"])
+def test_channels_that_are_one_unit_grow_inside(emit, tmp_path):
+    """Split attention mixes halves and groups: none can be added, but all become larger."""
     torch.manual_seed(0)
     model, example = randomised(SplitAttention()), PICTURE.double()
     inspection = fxgrow.inspect(model, example)
-    assert "inner_mixed" in {g.reason.code for g in inspection.frozen}
-    growth = fxgrow.widen(model, example, 2)
+    assert {g.name: g.width for g in inspection.groups} == {"a:inner": 6, "b:inner": 6, "up": 4}
+    assert not inspection.inner
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, example, {group.name: 1}, emit=emit)
+        assert max(errors(model, growth.module, example)) <= EXACT, group.name
+    growth = fxgrow.widen(model, example, 2, emit=emit)
     assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
+    assert growth.module.b.groups == 2
+    growth.save(tmp_path / "grown.safetensors")
+    loaded = fxgrow.load(tmp_path / "grown.safetensors", base=model)
+    assert max(errors(growth.module, loaded.module, example)) == 0.0
 
 
 @pytest.mark.parametrize("inner", [(), ("*att*n",)])

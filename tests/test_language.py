@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
-from networks_language import MODELS, TOKENS, made
+from networks_language import MODELS, SHARED, TOKENS, made
 
 import fxgrow
 
@@ -19,7 +19,7 @@ import meta
 EXACT = 1e-10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *SHARED])
 def test_all_groups_at_once(name):
     model, inputs, wanted = made(name)
     inspection = fxgrow.inspect(model, inputs)
@@ -36,7 +36,7 @@ def test_all_groups_at_once(name):
     assert (old - new).abs().max() <= 1e-5 * old.abs().max()  # norms cast to float32
 
 
-@pytest.mark.parametrize("name", ["llama"])
+@pytest.mark.parametrize("name", ["llama", *SHARED])
 def test_every_group_alone(name):
     model, inputs, _ = made(name, attention="eager")
     for group in fxgrow.inspect(model, inputs).groups:
@@ -83,6 +83,7 @@ CONFIGURED = {
             "intermediate_size": 24,
         },
     ),
+    "one_key": ({"q_proj": 4}, {"num_attention_heads": 8, "num_key_value_heads": 1}),
     "gpt2": ({"wpe": 4, "c_attn": 1, "c_fc": 3}, {"n_embd": 20, "n_head": 5, "n_inner": 23}),
     "t5": ({"wi": 2}, {"d_ff": 22}),
     "clip": ({"fc1": 1}, {}),

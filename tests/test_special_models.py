@@ -13,6 +13,8 @@ from collections import Counter
 import networks_special as special
 import pytest
 import test_einops
+import test_heads
+import test_jointly
 import test_recurrent
 import test_standard
 import test_tables
@@ -405,11 +407,19 @@ def test_every_line_of_the_table_names_a_test():
     text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if re.match(r"\| (?!What|---)", line)]
     assert len(lines) >= 20
-    homes = (
-        sys.modules[__name__],
-        *(test_einops, test_recurrent, test_standard, test_tables, test_user_rules),
-    )
+    homes = {
+        "": sys.modules[__name__],
+        "einops": test_einops,
+        "recurrent": test_recurrent,
+        "rules": test_user_rules,
+        "heads": test_heads,
+        "joint": test_jointly,
+        "standard": test_standard,
+        "tables": test_tables,
+    }
     for line in lines:
-        test, case = re.search(r"`(test_\w+)(?:\[(\w+)\])?` \|$", line).groups()
-        assert any(callable(vars(home).get(test)) for home in homes), line
+        home, test, case = re.search(
+            r"\| (?:(\w+): )?`(test_\w+)(?:\[(\w+)\])?` \|$", line
+        ).groups()
+        assert callable(vars(homes[home or ""]).get(test)), line
         assert case is None or case in {**HANDLED, **PARTLY}, line

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..echoes import without
 from ..flows import Flow, fixed, noise, nothing, product, same, total
 from ..planes import Plane
 from ..walks import tensors_of
@@ -172,9 +173,10 @@ def unlabelled(state: Propagation, call: Call) -> Any:
 
 def unknown(state: Propagation, call: Call) -> Any:
     """No rule: freeze everything in reach, never guess."""
-    state.unknown.setdefault(call.name, []).append(state.site)
-    for tensor in tensors_of((*call.args, *call.kwargs.values())):
-        state.freeze(state.planes(tensor), "unknown_op", call.name)
+    planes = [p for t in tensors_of((*call.args, *call.kwargs.values())) for p in state.planes(t)]
+    if without(state.book, planes):
+        state.unknown.setdefault(call.name, []).append(state.site)
+    state.freeze(planes, "unknown_op", call.name)
     return unlabelled(state, call) if isinstance(call.out, (torch.Tensor, list, tuple)) else ()
 
 
@@ -282,6 +284,7 @@ def _table(families: Iterable[dict[str, Rule]]) -> dict[str, Rule]:
 
 
 TABLE = _table(_FAMILIES)
+ECHOING = frozenset({torch.ops.aten.expand, torch.ops.aten.repeat})  # what has no labels, too
 
 
 @cache
@@ -304,6 +307,7 @@ def _functional(name: str) -> list[Any]:
 
 __all__ = [
     "BLANKS",
+    "ECHOING",
     "SHORTCUTS",
     "TABLE",
     "Plane",

@@ -222,7 +222,8 @@ def attention(state: Propagation, call: Call) -> Any:
     s, width = v.shape[2], v.shape[3]
     left = (spread(state.planes(q), (0, 1, 2, 4), 5), [b, h, length, 1, e], state.is_weight(q))
     shared = [_repeated(state.planes(x), h // x.shape[1]) for x in (k, v)]
-    right = (spread(shared[0], (0, 1, 3, 4), 5), [b, h, 1, s, e], state.is_weight(k))
+    of_k, of_v = (h if x.shape[1] > 1 else 1 for x in (k, v))  # one head goes with any number
+    right = (spread(shared[0], (0, 1, 3, 4), 5), [b, of_k, 1, s, e], state.is_weight(k))
     scores = squeeze_to(contraction(state, call.name, left, right, [4]), range(4))
     where = state.where(call.name)
     if call.kwargs.get("scale") is None and not _in_the_graph(state):
@@ -242,7 +243,7 @@ def attention(state: Propagation, call: Call) -> Any:
         state,
         call.name,
         (weights, [b, h, length, s, 1], False),
-        (values, [b, h, 1, s, width], state.is_weight(v)),
+        (values, [b, of_v, 1, s, width], state.is_weight(v)),
         [3],
     )
     planes = squeeze_to(met, (0, 1, 2, 4))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..echoes import echoes_of, is_echo, without
 from ..flows import total
-from ..labels import Reshape
+from ..labels import Meeting, Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _LIMIT = 1 << 24
 
 
-def _each(planes: Planes, move: Callable[[Labels], Labels]) -> list[Plane]:
+def _each(planes: Sequence[Plane], move: Callable[[Labels], Labels]) -> list[Plane]:
     return [p._replace(labels=move(p.labels)) for p in planes]
 
 
@@ -97,9 +98,10 @@ def _squeezed(labels: Labels, shape: torch.Size, args: tuple[Any, ...]) -> Label
 
 
 def expand(state: Propagation, call: Call) -> list[Plane]:
-    """``expand``: planes stay in broadcast shape."""
-    ndim = call.out.ndim
-    return _each(state.planes(call.args[0]), lambda a: a.reshape((1,) * (ndim - a.ndim) + a.shape))
+    """``expand``: planes stay in broadcast shape, what was of size 1 is an echo."""
+    x, ndim = call.args[0], call.out.ndim
+    moved = _each(state.planes(x), lambda a: a.reshape((1,) * (ndim - a.ndim) + a.shape))
+    return moved + echoes_of(state.book, x.shape, call.out.shape)
 
 
 def select(state: Propagation, call: Call) -> list[Plane]:
@@ -147,14 +149,18 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
         along.append(
             [
                 p
-                for p in planes
+                for p in without(state.book, planes)
                 if p.labels.shape[dim] > 1 or (tensor.shape[dim] == 1 and not p.dims)
             ]
         )
         across.append([p for p in planes if p.labels.shape[dim] == 1])
-    result = []
-    if any(along):
-        result = [_segments(state, call, tensors, along, dim)]
+    result = [_segments(state, call, tensors, side, dim) for side in _layers(along) if any(side)]
+    # Echoes beside what varies along them are part of it by now.
+    seen = [set(p.dims) for p in result]
+    across = [
+        [p for p in ps if not (is_echo(state.book, p) and any(set(p.dims) <= d for d in seen))]
+        for ps in across
+    ]
     if any(across):
         flat = [tuple(1 if d == dim else n for d, n in enumerate(x.shape)) for x in tensors]
         operands = list(zip(across, flat, strict=True))
@@ -162,27 +168,76 @@ def cat(state: Propagation, call: Call) -> list[Plane]:
     return result
 
 
+def _layers(along: Sequence[list[Plane]]) -> list[list[list[Plane]]]:
+    """Split what lies along the dimension into planes that continue each other.
+
+    Several planes of one tensor (heads with their size, and a table of that size) stay apart
+    where each has its like in all tensors.
+    """
+    if all(len(planes) < 2 for planes in along):
+        return [list(along)]
+    ordered = [sorted(planes, key=lambda p: p.dims, reverse=True) for planes in along]
+    if len({tuple(p.dims for p in planes) for planes in ordered}) > 1:
+        return [list(along)]
+    return [[[p] for p in side] for side in zip(*ordered, strict=True)]
+
+
 def _segments(
     state: Propagation, call: Call, tensors: list[torch.Tensor], along: list[list[Plane]], dim: int
 ) -> Plane:
-    parts = []
+    parts, leading = [], []
     for tensor, planes in zip(tensors, along, strict=True):
         if not planes:  # nothing of ours: the outside world
             shape = [1] * tensor.ndim
             shape[dim] = tensor.shape[dim]
             parts.append(np.zeros(shape, dtype=np.int64))
             continue
-        for extra in planes[1:]:
-            state.book.unite(planes[0].labels, extra.labels)
-        parts.append(planes[0].labels)
+        first, *rest = sorted(planes, key=lambda p: len(p.dims), reverse=True)
+        for extra in rest:
+            if extra.dims == first.dims:
+                state.book.unite(first.labels, extra.labels)
+            else:
+                where = state.where(call.name)
+                state.book.meetings.append(Meeting(first.labels, extra.labels, where))
+        parts.append(first.labels)
+        leading.append(first)
     common = [max(p.shape[d] for p in parts) for d in range(call.out.ndim)]
+    parts = [
+        _shared_part(state, call, x, part, common, dim)
+        for x, part in zip(tensors, parts, strict=True)
+    ]
     spread = []
     for part in parts:
         common[dim] = part.shape[dim]
         spread.append(np.broadcast_to(part, common))
-    zeros = [set(p[0].zero) if p else set() for p in along]
-    flow = total([p[0].flow if p else None for p in along], all(along))
-    return Plane(np.concatenate(spread, axis=dim), tuple(set.intersection(*zeros)), flow)
+    whole = len(leading) == len(along)
+    zeros = set.intersection(*(set(p.zero) for p in leading)) if whole else set()
+    flow = state.book.flow(total, [p.flow for p in leading], whole)
+    return Plane(np.concatenate(spread, axis=dim), tuple(zeros), flow)
+
+
+def _shared_part(
+    state: Propagation,
+    call: Call,
+    tensor: torch.Tensor,
+    part: Labels,
+    common: Sequence[int],
+    dim: int,
+) -> Labels:
+    """Labels of a part that is repeated along what the others vary along: those of its echo.
+
+    What all heads share of a key lies beside what each has of its own, and can't grow there.
+    """
+    lacking = [d for d, size in enumerate(common) if d != dim and size > part.shape[d]]
+    echoes = [
+        p for p in state.planes(tensor) if is_echo(state.book, p) and set(p.dims) == set(lacking)
+    ]
+    if not lacking or not echoes:
+        return part
+    state.book.freeze(part, "inner_axis", state.where(call.name))
+    sizes = list(echoes[0].labels.shape)
+    sizes[dim] = tensor.shape[dim]
+    return np.broadcast_to(echoes[0].labels, sizes)
 
 
 def glu(state: Propagation, call: Call) -> list[Plane]:
@@ -202,15 +257,15 @@ def stack(state: Propagation, call: Call) -> list[Plane]:
     """``stack``: operands meet, or lie side by side along the new dimension."""
     dim = call.arg(1, "dim", 0) % call.out.ndim
     tensors = call.args[0]
-    counts = {len(state.planes(x)) for x in tensors}
-    if len(counts) > 1:
+    own = [without(state.book, state.planes(x)) for x in tensors]
+    if len({len(planes) for planes in own}) > 1:
         operands = [
             (_each(state.planes(x), lambda a: np.expand_dims(a, dim)), x.unsqueeze(dim).shape)
             for x in tensors
         ]
         return state.book.meet(operands, call.out.ndim, state.where(call.name))
     result = []
-    for together in zip(*(state.planes(x) for x in tensors), strict=True):
+    for together in zip(*own, strict=True):
         common = np.broadcast_shapes(*(p.labels.shape for p in together))
         labels = np.stack([np.broadcast_to(p.labels, common) for p in together], axis=dim)
         result.append(Plane(compress(labels)))
@@ -218,14 +273,15 @@ def stack(state: Propagation, call: Call) -> list[Plane]:
 
 
 def repeat(state: Propagation, call: Call) -> list[Plane]:
-    """``repeat``: tile where a plane varies."""
+    """``repeat``: tile where a plane varies; what was of size 1 is an echo."""
+    x = call.args[0]
 
     def tile(a: Labels) -> Labels:
         times = call.args[1]
         a = a.reshape((1,) * (len(times) - a.ndim) + a.shape)
         return np.tile(a, [n if size > 1 else 1 for n, size in zip(times, a.shape, strict=True)])
 
-    return _each(state.planes(call.args[0]), tile)
+    return _each(state.planes(x), tile) + echoes_of(state.book, x.shape, call.out.shape)
 
 
 def roll(state: Propagation, call: Call) -> list[Plane]:
