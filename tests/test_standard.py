@@ -31,7 +31,7 @@ from fxgrow.vote import fill_candidates
 EXACT = 1e-10
 IMAGE = torch.linspace(-1, 1, 2 * 3 * 7 * 7).reshape(2, 3, 7, 7).double().sin()
 FEW = ["fused", "std", "deepmind", "stepwise"]
-GROUPS = {"a", "b", "c", "d", "g"}
+GROUPS = ("a", "b", "c", "d", "g")
 
 
 def net(form, gain=True):
@@ -55,7 +55,7 @@ def test_all_groups_at_once(form, gain):
     """Every width grows, exactly in both modes, and all that is new trains."""
     model = net(form, gain)
     inspection = fxgrow.inspect(model, IMAGE)
-    assert {g.name for g in inspection.groups} == GROUPS
+    assert {g.name for g in inspection.groups} == {*GROUPS}
     assert {g.reason.code for g in inspection.frozen} == {"output", "unlabelled", "inner_axis"}
     growth = grown(model)
     assert max(errors(model, growth.module, IMAGE)) <= EXACT
@@ -121,7 +121,7 @@ def test_what_only_a_graph_makes_up_for_is_refused_in_the_users_class(form):
 
 
 def test_shares_in_the_users_class_leave_out_what_it_can_not_do():
-    assert set(fxgrow.widen(net("fused"), IMAGE, "+50%", emit="module").plan.additions) == GROUPS
+    assert set(fxgrow.widen(net("fused"), IMAGE, "+50%", emit="module").plan.additions) == {*GROUPS}
     plan = fxgrow.widen(net("fused", gain=False), IMAGE, "+50%", emit="module").plan
     assert set(plan.additions) == {"g"}  # the head, which reads it, is plain
 
@@ -242,7 +242,7 @@ def test_expand(form, gain):
     data = DataLoader(TensorDataset(x, x[:, 0, 0, :4].argmax(1)), 8)
     growth = fxgrow.expand(model, data, budget=8)
     votes = growth.votes.values
-    assert set(votes) == GROUPS
+    assert set(votes) == {*GROUPS}
     assert all((values != 0).all() and (values == values).all() for values in votes.values())
     assert growth.plan.spent == 8
     for group in growth.groups:
