@@ -22,7 +22,7 @@ many leaves: modules that stay as they are in it), or the user's own class, wher
 had. "Inspect": seconds of `fxgrow.inspect` over those of one forward pass, on these inputs.
 
 {summary}
-
+{first}
 {tables}
 
 {notes}
@@ -101,6 +101,27 @@ def summary(results, absent):
     return table(heads, rows)
 
 
+def first_try(results, rows):
+    """Libraries that nothing was built for: as they were found, and as they are."""
+    if not rows:
+        return ""
+    each = ("right", "median coverage")
+    heads = ("library", "at first: checked", *each, "now: checked", *each)
+    lines = []
+    for zoo in dict.fromkeys(map(zoo_of, rows)):
+        line = [zoo]
+        for found in (rows, results):
+            done = [r for r in ended(found) if zoo_of(r) == zoo]
+            median = statistics.median([r["coverage"] for r in done] or [0])
+            line += [len(done), sum(not r["wrong"] for r in done), f"{100 * median:.2f} %"]
+        lines.append(line)
+    return (
+        "\n## First try\n\nLibraries that nothing was built for, before anything was mended "
+        "(`benchmarks/results/zoo_first_try.json`; the rest of their models needs arguments that "
+        f"are not told by their names), and now.\n\n{table(heads, lines)}\n"
+    )
+
+
 def peers(results):
     """What Torch-Pruning does on the same models."""
     compared = [r for r in results if "peer" in r]
@@ -155,8 +176,8 @@ def notes(results, absent):
     return "\n".join(lines)
 
 
-def page(results, absent):
-    """The page as text."""
+def page(results, absent, first=()):
+    """The page as text; ``first``: results of other libraries when they were first tried."""
     tables = []
     for zoo in dict.fromkeys(map(zoo_of, results)):
         own = sorted(
@@ -170,6 +191,7 @@ def page(results, absent):
         ),
         singles="every group alone" if every else "every group alone (or some, see below)",
         summary=summary(results, absent),
+        first=first_try(results, first),
         tables="\n".join([*tables, peers(results)]).rstrip(),
         notes=notes(results, absent),
     )
