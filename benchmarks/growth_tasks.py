@@ -39,7 +39,9 @@ class Task:
     ``budgets``: neurons of each round; ``epochs``: of the small network, and of each round;
     ``decay``: AdamW's, for every arm: that with the lowest validation loss of the network of the
     final size, trained from scratch (``explore.py --decays``); of those within 0.02 of it, the
-    one with the best accuracy.
+    one with the best accuracy. ``patience``: epochs without a better validation loss that end a
+    round, where ``epochs`` are the most. ``l2``: the published optimizer, Adam with that penalty,
+    in place of AdamW. ``stays``: groups that do not grow. ``arms``: the ones to run, else all.
     """
 
     name: str
@@ -51,6 +53,10 @@ class Task:
     batch: int = 64
     lr: float = 1e-3
     decay: float = 0.3
+    patience: int = 0
+    l2: float = 0.0
+    stays: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
 
 
 def parts(x, y, sizes, seed=0):
@@ -129,6 +135,18 @@ class ConvTrunk(nn.Sequential):
         super().__init__(*layers, nn.Linear(last, classes))
 
 
+class PaperNet(nn.Sequential):
+    """The published network as it is: pooled after the second and the fourth convolution."""
+
+    def __init__(self, widths, classes=10):
+        a, b, c, d, *hidden = widths
+        layers = []
+        for one, two, three in ((3, a, b), (b, c, d)):
+            layers += [nn.Conv2d(one, two, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(two, three, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*layers, nn.Flatten(), *MLP((16 * d, *hidden), classes))
+
+
 class Block(nn.Module):
     """Residual block with batch norms."""
 
@@ -194,6 +212,27 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
+PUBLISHED = Task(
+    name="cifar-paper",
+    data="cifar",
+    net=PaperNet,
+    widths=(11, 11, 21, 21, 62, 62, 62),  # the trunk at a third of 32-32-64-64
+    budgets=(36, 47, 60, 80, 102, 134, 174),  # as published: eight rounds, seven growths
+    epochs=(100, 100),
+    patience=5,
+    lr=1e-3,
+    l2=1e-4,
+    stays=("0", "2", "5", "7"),  # the convolutions
+    arms=(
+        "swe laplacian, gradmax, to svod",  # first: it says how long the last two train
+        "swe paper, to svod paper",
+        "swe laplacian, gradmax",
+        "small",
+        "scratch",
+    ),
+)
+"""The published protocol (arXiv 2509.18842), scaled down."""
+
 TASKS = {
     task.name: task
     for task in (
@@ -205,6 +244,9 @@ TASKS = {
         Task("cifar-long", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (24, 16), 64, 3e-3, 0.1),
         Task("cifar-resnet", "cifar", ResNet, (6, 6, 6), (6, 9, 12), (4, 3), 64, 3e-3, 0.1),
         Task("cifar-vit", "cifar", ViT, (24, 16, 16), (12, 20, 28), (5, 4), 64, 2e-3, 0.3),
+        PUBLISHED,
     )
 }
-LONG = frozenset({"cifar-long"})  # only when asked for: a few arms say what there is to say
+LONG = frozenset(
+    {"cifar-long", "cifar-paper"}
+)  # only when asked for: a few arms say what there is to say
