@@ -247,6 +247,4 @@ TASKS = {
         PUBLISHED,
     )
 }
-LONG = frozenset(
-    {"cifar-long", "cifar-paper"}
-)  # only when asked for: a few arms say what there is to say
+LONG = frozenset({"cifar-long", "cifar-paper"})  # when asked for: a few arms say enough
