@@ -9,9 +9,10 @@ from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
-from growth import ARMS, RESULTS, ROOT, read
+from growth import ARMS, CROSSED, RESULTS, ROOT, SHARES, WHOLE, read
 from growth_memory import RESULTS as MEMORY
 from growth_tasks import TASKS
+from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 REFERENCE = "swe laplacian, gradmax"  # the default
@@ -50,6 +51,16 @@ epochs few. Accuracies compare arms; they are not those of these architectures.
 {says}
 
 {tasks}
+
+## Extenders and distributors, crossed
+
+Test accuracy after the last round in %, mean over the seeds with its 95 % interval. The last
+column has the paired difference with `{reference}` as the mean over the distributors, the last
+row that with uniform shares as the mean over the extenders that have all distributors, in points.
+
+{says_crossed}
+
+{crossed}
 
 ## Choices made on validation data
 
@@ -124,6 +135,7 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
 - Copies (Net2Wider) have the activations of old units, and learn least.
 - Seconds of growth were taken on a busy machine: compare them with care. `cifar-long`
   has a few arms only."""
+SAYS_CROSSED = """TODO"""
 LOST = """Lost, or not worth it:
 
 - *Norm of new rows* x 0.5: more of them die. x 2: fewer die, with and without coupling; accuracy
@@ -147,7 +159,7 @@ LOST = """Lost, or not worth it:
   a script that is not kept): 0.01 of `scratch`'s validation loss, not worth another setting."""
 
 HEAD = (
-    "arm", "seeds", "accuracy", f"against `{REFERENCE}`", "trajectory",
+    "arm", "seeds", "accuracy", "against `{}`", "trajectory",
     "at growth: accuracy", "loss",
     "inactive", "nearly", "activation parity", "gradient parity", "s of growth", "MB",
 )  # fmt: skip
@@ -272,22 +284,140 @@ def by_arm(found, task):
 
 def section(task, arms, picture):
     spec = TASKS[task]
-    reference = arms.get(REFERENCE, {})
-    lines = [f"## {task}", ""]
-    lines += [
+    name = WHOLE if spec.patience else REFERENCE
+    reference = arms.get(name, {})
+    megabytes = json.loads(MEMORY.read_text(encoding="utf-8")).get(task, {})
+    lines = [
+        f"## {task}",
+        "",
         f"{spec.net.__name__} {'-'.join(map(str, spec.widths))}, {spec.data}, budgets "
-        f"{', '.join(map(str, spec.budgets))} neurons; {spec.epochs[0]} epochs, then "
-        f"{spec.epochs[1]} a round; batches of {spec.batch}, lr {spec.lr:g}, decay {spec.decay:g}.",
+        f"{', '.join(map(str, spec.budgets))} neurons; {trained(spec)}",
         "",
         f"![{task}]({picture})",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---|" + "--:|" * (len(HEAD) - 1),
+        table(
+            [cell.format(name) for cell in HEAD],
+            [row(arm, runs, reference, megabytes) for arm, runs in arms.items()],
+        ),
     ]
-    megabytes = json.loads(MEMORY.read_text(encoding="utf-8")).get(task, {})
-    rows = (row(arm, runs, reference, megabytes) for arm, runs in arms.items())
-    lines += ["| " + " | ".join(map(str, cells)) + " |" for cells in rows]
-    return "\n".join(lines)
+    return "\n".join(lines + (["", stopped(arms)] if spec.patience else []))
+
+
+def trained(spec):
+    """How the networks of a task are trained, in words."""
+    if spec.patience:
+        rounds = f"rounds of at most {spec.epochs[0]} epochs, patience {spec.patience}"
+        decay = f"Adam with an L2 penalty of {spec.l2:g}"
+    else:
+        rounds = f"{spec.epochs[0]} epochs, then {spec.epochs[1]} a round"
+        decay = f"decay {spec.decay:g}"
+    return f"{rounds}; batches of {spec.batch}, lr {spec.lr:g}, {decay}."
+
+
+def stopped(arms):
+    """Where rounds are stopped early: what they end with, and epochs."""
+    count = max(len(run["rounds"]) for runs in arms.values() for run in runs.values()) + 1
+    chosen = {arm: {s: at_best(run) for s, run in runs.items()} for arm, runs in arms.items()}
+    rows = []
+    for arm, runs in arms.items():
+        every = [states(run) for run in runs.values()]
+        grown = ARMS[arm] is not None
+        ends = [f"{mean(s[i]['test'] for s in every):.1%}" for i in range(count)] if grown else []
+        best = f"{mean(chosen[arm].values()):.1%}"
+        gaps = [100 * gap for gap in paired([(chosen[arm], chosen[WHOLE])])]
+        gap = plus_minus(gaps, "{:+.1f}") if arm != WHOLE and len(gaps) > 1 else ""
+        epochs = mean(map(epochs_of, runs.values()))
+        seconds = mean(r["seconds"] for r in runs.values())
+        blanks = [""] * (count - len(ends))
+        rows.append((arm, *ends, *blanks, best, gap, f"{epochs:.0f}", f"{seconds:.0f}"))
+    rounds = (f"round {i + 1}" for i in range(count))
+    return table(("arm", *rounds, "best round", "against the default", "epochs", "s in all"), rows)
+
+
+def states(run):
+    """Scores at the ends of all rounds, the first included."""
+    first = [run["rounds"][0]["before"]] if "before" in run["rounds"][0] else []
+    return first + [r["after"] for r in run["rounds"]]
+
+
+def at_best(run):
+    """Test accuracy at the end of the round with the best validation loss."""
+    return min(states(run), key=lambda scores: scores["valid_loss"])["test"]
+
+
+def epochs_of(run):
+    return run.get("first_epochs", 0) + sum(r["epochs"] for r in run["rounds"])
+
+
+def crossing(extender, share):
+    """Name of the arm of an extender and a distributor."""
+    if share == "uniform":
+        return extender
+    return f"to {share}" if extender == "active" else f"{extender}, to {share}"
+
+
+def crossed(found):
+    """A table for each task in which the default met every distributor."""
+    parts = []
+    for task in TASKS:
+        runs = {}
+        for (name, arm, seed), run in found.items():
+            if name == task:
+                runs.setdefault(arm, {})[seed] = 100 * final(run)
+        if all(crossing(REFERENCE, share) in runs for share in SHARES):
+            parts += [f"**{task}**", "", one_crossed(runs), ""]
+    return "\n".join(parts).rstrip()
+
+
+def one_crossed(runs):
+    """Extenders by distributors; how alike distributors rank extenders."""
+    cells = {
+        (extender, share): runs[crossing(extender, share)]
+        for extender in ("active", *CROSSED)
+        for share in SHARES
+        if crossing(extender, share) in runs
+    }
+    full = [e for e in ("active", *CROSSED) if all((e, share) in cells for share in SHARES)]
+    rows = []
+    for extender in full:
+        means = [plus_minus(cells[extender, share].values(), "{:.1f}") for share in SHARES]
+        if extender == REFERENCE:
+            rows.append((extender, *means, ""))
+            continue
+        gaps = paired((cells[extender, s], cells[REFERENCE, s]) for s in SHARES)
+        rows.append((extender, *means, plus_minus(gaps, "{:+.1f}")))
+    last = [
+        plus_minus(paired((cells[e, share], cells[e, "uniform"]) for e in full), "{:+.1f}")
+        if share != "uniform"
+        else ""
+        for share in SHARES
+    ]
+    rows.append(("against uniform", *last, ""))
+    text = table(("extender", *SHARES, "against the default"), rows)
+    return text + (f"\n\n{ranks(cells, full)}" if len(full) > 2 else "")
+
+
+def ranks(cells, full):
+    """Spearman's correlation of the columns with the one of uniform shares."""
+    columns = {s: [mean(cells[e, s].values()) for e in full] for s in SHARES}
+    found = ", ".join(
+        f"{spearmanr(columns['uniform'], columns[s]).statistic:.2f} ({s})"
+        for s in SHARES
+        if s != "uniform"
+    )
+    return f"Rank correlation of the extenders with their order under uniform shares: {found}."
+
+
+def paired(pairs):
+    """By seed, the mean over pairs of what one has above the other."""
+    pairs = list(pairs)
+    seeds = set.intersection(*(set(a) & set(b) for a, b in pairs))
+    return [mean(a[seed] - b[seed] for a, b in pairs) for seed in sorted(seeds)]
+
+
+def plus_minus(values, show):
+    centre, half = interval(list(values))
+    return f"{show.format(centre)} ± {half:.1f}"
 
 
 def plot(task, arms, path):
@@ -333,6 +463,8 @@ def main():
     text = PAGE.format(
         reference=REFERENCE,
         says=SAYS,
+        says_crossed=SAYS_CROSSED,
+        crossed=crossed(found),
         lost=LOST,
         tasks="\n\n".join(sections),
         decays=decays(looked),
