@@ -30,6 +30,7 @@ from fxgrow.swe import adjust
 RESULTS = growth.ROOT / "benchmarks" / "results" / "explore.jsonl"
 DECAYS = (0.03, 0.1, 0.3, 1.0, 3.0)
 FIRST_SEED = 10
+LONGEST = 80
 
 # Options of growth as in growth.py, and of this file (``OWN``).
 VARIANTS = {
@@ -260,7 +261,10 @@ def decayed(task, decay, seed):
     task, split = replace(task, decay=decay), DATA[task.data]()
     net = growth.final_net(task, split, seed)
     total = task.epochs[0] + task.epochs[1] * len(task.budgets)
-    growth.train(net, task, split.train, total, seed)
+    if task.patience:  # no rounds to stop: the best of about as many epochs as growing takes
+        growth.train_until(net, task, split, LONGEST, seed, LONGEST)
+    else:
+        growth.train(net, task, split.train, total, seed)
     return [{"after": growth.score(net, split.valid)}]
 
 
@@ -268,19 +272,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--decays", action="store_true", help="search the decay instead")
+    parser.add_argument("--decays", nargs="*", type=float, help="search the decay instead")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    arms = [f"decay {d:g}" for d in DECAYS] if options.decays else options.variants
+    searching = options.decays is not None
+    arms = [f"decay {d:g}" for d in options.decays or DECAYS] if searching else options.variants
     for name in options.tasks:
         for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
             for arm in arms:
                 if (name, arm, seed) in growth.read(options.out):
                     continue
                 start = time.perf_counter()
-                if options.decays:
+                if searching:
                     rounds = decayed(TASKS[name], float(arm.split()[1]), seed)
                 else:
                     rounds = run(TASKS[name], arm, seed)

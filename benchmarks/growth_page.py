@@ -326,12 +326,14 @@ def stopped(arms):
         best = f"{mean(chosen[arm].values()):.1%}"
         gaps = [100 * gap for gap in paired([(chosen[arm], chosen[WHOLE])])]
         gap = plus_minus(gaps, "{:+.1f}") if arm != WHOLE and len(gaps) > 1 else ""
+        loss = f"{mean(final(run, 'test_loss') for run in runs.values()):.2f}"
         epochs = mean(map(epochs_of, runs.values()))
         seconds = mean(r["seconds"] for r in runs.values())
         blanks = [""] * (count - len(ends))
-        rows.append((arm, *ends, *blanks, best, gap, f"{epochs:.0f}", f"{seconds:.0f}"))
+        rows.append((arm, *ends, *blanks, loss, best, gap, f"{epochs:.0f}", f"{seconds:.0f}"))
     rounds = (f"round {i + 1}" for i in range(count))
-    return table(("arm", *rounds, "best round", "against the default", "epochs", "s in all"), rows)
+    head = ("test loss", "best round", "against the default", "epochs", "s in all")
+    return table(("arm", *rounds, *head), rows)
 
 
 def states(run):
