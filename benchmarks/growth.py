@@ -3,6 +3,7 @@
     python benchmarks/growth.py                  # all tasks, five seeds: hours on two cores
     python benchmarks/growth.py --tasks digits-mlp --seeds 2
     python benchmarks/growth.py --tasks cifar-paper        # the published protocol, scaled
+    python benchmarks/growth.py --tasks cifar-conv-early   # growth as soon as possible
 
 Every arm gets the same data, budgets, optimizer and decay, and differs in how units come in or
 where they go. Networks train, grow by uniform allocation (extender arms) or by the distributor
@@ -208,7 +209,7 @@ def growing(task, split, net, options, seed):
         growth, seconds = grow(net, task, split, budget, options, 100 * seed + number)
         net = growth.module
         at = scores(net, split)
-        epochs = train_round(net, task, split, task.epochs[1], 100 * seed + number + 1)
+        epochs = train_round(net, task, split, task.rounds()[number], 100 * seed + number + 1)
         rounds.append(
             {
                 "epochs": epochs,
@@ -245,7 +246,7 @@ def flops(task, split, seed):
     for number, budget in enumerate(task.budgets):
         net = grow(net, task, split, budget, {"extender": "zero"}, 100 * seed + number)[0].module
         cost.append(fxgrow.inspect(net, example).flops)
-    epochs = [task.epochs[0]] + [task.epochs[1]] * len(task.budgets)
+    epochs = (task.epochs[0], *task.rounds())
     return sum(c * e for c, e in zip(cost, epochs, strict=True)) / cost[-1]
 
 
@@ -255,7 +256,9 @@ def baseline(task, split, arm, seed, made):
     Where rounds are stopped early, they train for as many epochs as the default's run (in
     ``made``) did, and the one with the best validation loss counts.
     """
-    total = task.epochs[0] + task.epochs[1] * len(task.budgets)
+    if task.like:
+        return made[task.like, arm, seed]["rounds"]
+    total = task.epochs[0] + sum(task.rounds())
     if arm == "small":
         torch.manual_seed(seed)
         net = task.net(task.widths)

@@ -309,7 +309,8 @@ def trained(spec):
         rounds = f"rounds of at most {spec.epochs[0]} epochs, patience {spec.patience}"
         decay = f"Adam with an L2 penalty of {spec.l2:g}"
     else:
-        rounds = f"{spec.epochs[0]} epochs, then {spec.epochs[1]} a round"
+        each = ", ".join(map(str, spec.later)) if spec.later else f"{spec.epochs[1]} a round"
+        rounds = f"{spec.epochs[0]} epochs, then {each}"
         decay = f"decay {spec.decay:g}"
     return f"{rounds}; batches of {spec.batch}, lr {spec.lr:g}, {decay}."
 

@@ -42,6 +42,8 @@ class Task:
     one with the best accuracy. ``patience``: epochs without a better validation loss that end a
     round, where ``epochs`` are the most. ``l2``: the published optimizer, Adam with that penalty,
     in place of AdamW. ``stays``: groups that do not grow. ``arms``: the ones to run, else all.
+    ``later``: epochs of the rounds, where they are not alike. ``like``: the task of which this is
+    another schedule, with as many epochs in all; what does not grow is taken from there.
     """
 
     name: str
@@ -57,6 +59,12 @@ class Task:
     l2: float = 0.0
     stays: tuple[str, ...] = ()
     arms: tuple[str, ...] = ()
+    later: tuple[int, ...] = ()
+    like: str = ""
+
+    def rounds(self) -> tuple[int, ...]:
+        """Epochs of the rounds that begin with a growth."""
+        return self.later or (self.epochs[1],) * len(self.budgets)
 
 
 def parts(x, y, sizes, seed=0):
@@ -235,7 +243,25 @@ PUBLISHED = Task(
 DECAYED = replace(PUBLISHED, name="cifar-paper-decay", l2=0.0, decay=1.0)
 """The same with AdamW and a decay chosen on validation data, as in the other tasks."""
 
-TASKS = {
+
+def early(task: Task) -> Task:
+    """Let a task grow as soon as its network has seen the data twice, an epoch a round."""
+    total = task.epochs[0] + sum(task.rounds())
+    between = (1,) * (len(task.budgets) - 1)
+    return replace(
+        task,
+        name=f"{task.name}-early",
+        epochs=(2, 1),
+        later=(*between, total - 2 - len(between)),
+        like=task.name,
+        arms=(
+            *("small", "scratch", "swe laplacian, gradmax, to svod"),
+            *("swe laplacian, gradmax", "swe paper, to svod paper"),
+        ),
+    )
+
+
+USUAL = {
     task.name: task
     for task in (
         Task("digits-mlp", "digits", MLP, (64, 8, 8, 8), (12, 16, 24), (15, 10), 32, decay=0.1),
