@@ -82,7 +82,7 @@ VARIANTS |= {
 # GradMax's rows from fewer steps and samples.
 VARIANTS |= {
     f"laplacian, gradmax, {steps} of {count}": {"extender": "zero", "search": (steps, count)}
-    for steps, count in ((5, 256), (2, 1024), (2, 256), (1, 1024), (1, 256))
+    for steps, count in ((5, 1024), (5, 256), (2, 1024), (2, 256), (1, 1024), (1, 256))
 }
 OWN = (
     "fill", "norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after", "dose",

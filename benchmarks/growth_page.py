@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
-from growth import ARMS, CROSSED, RESULTS, ROOT, SHARES, WHOLE, read
+from growth import AGAIN, ARMS, CROSSED, RESULTS, ROOT, SHARES, WHOLE, read
 from growth_memory import RESULTS as MEMORY
 from growth_tasks import TASKS
 from scipy.stats import spearmanr
@@ -354,7 +354,7 @@ def epochs_of(run):
 
 def crossing(extender, share):
     """Name of the arm of an extender and a distributor."""
-    if share == "uniform":
+    if share == "uniform" and extender not in AGAIN:
         return extender
     return f"to {share}" if extender == "active" else f"{extender}, to {share}"
 
