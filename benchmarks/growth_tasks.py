@@ -276,5 +276,9 @@ USUAL = {
         DECAYED,
     )
 }
+EARLY = {
+    task.name: task for task in (early(USUAL[f"cifar-{net}"]) for net in ("conv", "resnet", "vit"))
+}
+TASKS = {**USUAL, **EARLY}
 # Only when asked for: a few arms say enough.
-LONG = frozenset({"cifar-long", "cifar-paper", "cifar-paper-decay"})
+LONG = frozenset({"cifar-long", "cifar-paper", "cifar-paper-decay", *EARLY})
