@@ -36,6 +36,16 @@ All is scaled down, so that everything runs in about two hours on one core: MNIS
 test images, CIFAR-10 is 6,000 of its images (3,000 to train on) at 16 x 16, networks are narrow,
 epochs few. Accuracies compare arms; they are not those of these architectures.
 
+`cifar-paper` is the published protocol, scaled down: eight rounds with the published increments
+(36 to 174 neurons), early stopping in every round, Adam with an L2 penalty of 1e-4. The trunk has a
+third of the published width (11-11-21-21 for 32-32-64-64) and, as published, does not grow; the
+three hidden layers start with 62 neurons each, as published. Data are the 3,000 images at 16 x 16,
+not 50,000 at 32 x 32. The rule is the same for every arm: of the epochs of a round the one with the
+lowest validation loss stays; five without a lower one end the round; test accuracy is that of what
+stayed after the last round. `small` and `scratch` have one round, of as many epochs as the run of
+the default with the same seed; `round 1` is the small network stopped early. `cifar-paper-decay` is
+the same with AdamW, its decay chosen as in the other tasks.
+
 - **accuracy**: test data, after the last round, mean over the seeds.
 - **against `{reference}`**: paired difference over the seeds, in points, with its 95 % interval.
 - **trajectory**: mean test accuracy over the ends of all rounds.
