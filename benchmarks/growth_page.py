@@ -80,7 +80,7 @@ Seeds of these runs are others than those above, and test data were not looked a
 
 AdamW's decay of a task is the one with which `scratch` has the lowest validation loss; of those
 within 0.02 of it, the one with the highest validation accuracy. Accuracy and loss on validation
-data, mean over two seeds (`python benchmarks/explore.py --decays`):
+data, mean over two seeds, one for `cifar-paper-decay` (`python benchmarks/explore.py --decays`):
 
 {decays}
 
@@ -153,8 +153,8 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
   it is above on both MNIST tasks (0.5 ± 0.5, 0.6 ± 0.3) and below on CIFAR-10 (2.3 to 3.6, and
   1.5 ± 1.0 for the transformer), trained as shortly as there.
 - Copies (Net2Wider) have the activations of old units, and learn least.
-- Seconds of growth were taken on a busy machine: compare them with care. `cifar-long`
-  has a few arms only."""
+- Seconds of growth were taken on a busy machine: compare them with care. `cifar-long` and the
+  published protocol have a few arms only."""
 SAYS_CROSSED = """Written by hand for the runs below. Shares in proportion to width are uniform ones
 on `digits-mlp` and `mnist-mlp`, where widths are alike.
 
@@ -359,12 +359,10 @@ def section(task, arms, picture):
 
 def trained(spec):
     """How the networks of a task are trained, in words."""
+    rounds = f"{spec.epochs[0]} epochs, then {spec.epochs[1]} a round"
     if spec.patience:
         rounds = f"rounds of at most {spec.epochs[0]} epochs, patience {spec.patience}"
-        decay = f"Adam with an L2 penalty of {spec.l2:g}"
-    else:
-        rounds = f"{spec.epochs[0]} epochs, then {spec.epochs[1]} a round"
-        decay = f"decay {spec.decay:g}"
+    decay = f"Adam with an L2 penalty of {spec.l2:g}" if spec.l2 else f"decay {spec.decay:g}"
     return f"{rounds}; batches of {spec.batch}, lr {spec.lr:g}, {decay}."
 
 
