@@ -57,8 +57,8 @@ DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 WHOLE = "swe laplacian, gradmax, to svod"  # the default as a whole
-# Every extender with every distributor, on the cheap tasks; some of these arms are above. GradMax's
-# rows are drawn otherwise than when the runs above were made, so uniform shares are run again.
+# Every extender with every distributor, on cheap tasks; some of these arms are above. The search
+# of GradMax's rows changed after some of the runs above, so uniform shares are run again.
 SHARES = ("svod", "uniform", "proportional", "random")
 CROSSED = tuple(name for name in EXTENDERS if name not in ("active", "swe laplacian, active"))
 AGAIN = ("swe laplacian, gradmax", "gradmax")
