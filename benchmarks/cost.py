@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 import fxgrow
 from fxgrow.ballot import candidate_count
+from fxgrow.gradmax import maximise_gradients
 from fxgrow.rewrite import rewrite
 from fxgrow.swe import adjust
 
@@ -240,6 +241,45 @@ class Layer(nn.Sequential):
             super().__init__(nn.Conv2d(14, width, 3), nn.ReLU(), *tail)
 
 
+def searching(model, looked_at=4):
+    """GradMax's rows of the whole budget, shared evenly, on a few batches; in plain steps.
+
+    Plain steps of the widened model run before and after it, as many as there are batches.
+    """
+    torch.manual_seed(0)
+    net, data = MODELS[model](), batch()
+    options = {"budget": BUDGET, "distributor": "uniform", "extender": "zero"}
+    growth = fxgrow.expand(net, [data], **options)
+    step, plain = plain_step(copy.deepcopy(growth.module)), []
+    step(*data)
+    few = [data] * looked_at
+    for turn in (0, 1):
+        for _ in few:
+            start = clocks()
+            step(*data)
+            plain.append(since(start, clocks()))
+        if not turn:
+            start = clocks()
+            maximise_gradients(growth.module, growth.groups, few, look_at=looked_at * BATCH)
+            own = since(start, clocks())
+    found = {"looked_at": looked_at, "groups": len(growth.groups)}
+    for name, clock in (("wall", 0), ("cpu", 1)):
+        found[f"own_{name}"] = own[clock] / looked_at
+        found[f"plain_{name}"] = statistics.median(p[clock] for p in plain)
+        found[f"ratio_{name}"] = found[f"own_{name}"] / found[f"plain_{name}"]
+    tensors = dict(growth.module.named_parameters())
+    grown = {s.tensor for group in growth.groups for s in group.slots if s.tensor in tensors}
+    found["model_bytes"] = size_of(tensors.values())
+    found["slices_bytes"] = size_of(tensors[name] for name in grown)
+    with counted(found, "bare_bytes"):
+        passes(growth.module, data, [tensors[name] for name in grown])
+    growth.module.requires_grad_(True)
+    with counted(found, "peak_bytes"):
+        maximise_gradients(growth.module, growth.groups, [data], look_at=BATCH, steps=1)
+    found["extra_bytes"] = found["peak_bytes"] - found["bare_bytes"]
+    return found
+
+
 def sweep(kind, coupling):
     """Adjusting of one layer of several widths, each of which doubles."""
     found = {}
@@ -263,6 +303,8 @@ def cases():
     for model in MODELS:
         first = (model, 5, "laplacian", BUDGET, False)
         found[f"{model}/adjust laplacian, first group"] = (adjusting, first)
+    for model in MODELS:
+        found[f"{model}/gradmax rows"] = (searching, (model,))
     for model in MODELS:
         for budget in PUBLISHED:
             found[f"{model}/vote as published, {budget}"] = (

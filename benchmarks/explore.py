@@ -23,12 +23,14 @@ from growth_tasks import DATA, TASKS
 from torch.nn import functional as F
 
 import fxgrow
+from fxgrow.gradmax import maximise_gradients
 from fxgrow.rows import activate_rows
 from fxgrow.swe import adjust
 
 RESULTS = growth.ROOT / "benchmarks" / "results" / "explore.jsonl"
 DECAYS = (0.03, 0.1, 0.3, 1.0, 3.0)
 FIRST_SEED = 10
+LONGEST = 80
 
 # Options of growth as in growth.py, and of this file (``OWN``).
 VARIANTS = {
@@ -67,7 +69,25 @@ VARIANTS = {
 }
 for how in ("zero", "mean"):  # moments of new entries, where AdamW is not begun anew
     VARIANTS[f"gradmax, optimizer kept, {how}"] = {"extender": "gradmax", "fill": how}
-OWN = ("fill", "norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after")
+# The coupling's dose, scaled by 1 / (n + k) of the group that is adjusted.
+VARIANTS |= {
+    f"laplacian, gradmax, {words}": {"extender": "gradmax", "dose": dose}
+    for words, dose in {
+        "gradient / (n + k)": ("gradient", 1.0),
+        "lr / (n + k)": ("lr", 1.0),
+        "lr x 16 / (n + k)": ("lr", 16.0),
+        "SGD, 0.1 / (n + k)": ("sgd", 0.1),
+    }.items()
+}
+# GradMax's rows from fewer steps and samples.
+VARIANTS |= {
+    f"laplacian, gradmax, {steps} of {count}": {"extender": "zero", "search": (steps, count)}
+    for steps, count in ((5, 1024), (5, 256), (2, 1024), (2, 256), (1, 1024), (1, 256))
+}
+OWN = (
+    "fill", "norm", "strong", "on", "warm", "revive", "shrink", "late", "paper_after", "dose",
+    "search",
+)  # fmt: skip
 
 
 def shrunk(net, factor, noise, seed):
@@ -99,6 +119,37 @@ def rescaled(found, factor):
                     tensor.index_copy_(slot.dim, index, values)
 
 
+class Dosed:
+    """Adam at 1e-3, but for couplings: their steps go with 1 / (n + k)."""
+
+    def __init__(self, tensors, size, how, factor):
+        readers = [t for t in tensors if isinstance(t, torch.nn.Parameter)]
+        rows = [t for t in tensors if not isinstance(t, torch.nn.Parameter)]
+        self.shrunk = [] if how == "lr" else rows
+        self.size, scale = size, factor / size if how == "lr" else factor
+        plain = torch.optim.SGD if how == "sgd" else torch.optim.Adam
+        lr = scale if how == "sgd" else 1e-3 * scale
+        self.parts = [plain(rows, lr=lr), torch.optim.Adam(readers, lr=1e-3)]
+
+    def step(self):
+        for tensor in self.shrunk:
+            tensor.grad /= self.size
+        for part in self.parts:
+            part.step()
+
+
+def dosed(found, data, dose, seed):
+    """The adjusting phase of the default, with another dose; groups come deepest first."""
+    sizes = iter([group.width + group.added for group in reversed(found.groups)])
+    adjust(
+        found.module,
+        found.groups,
+        data,
+        seed=seed,
+        optimizer=lambda tensors: Dosed(tensors, next(sizes), *dose),
+    )
+
+
 def touched(found, task, split, own, seed):
     """What a variant does to new units besides the extender."""
     data = growth.loader(split.train, task.batch, seed)
@@ -108,6 +159,12 @@ def touched(found, task, split, own, seed):
         activate_rows(found.module, found.groups, data, on=own["on"], seed=seed)
     if "strong" in own:  # inserted as active rows, made larger, then coupled
         rescaled(found, own["strong"])
+        adjust(found.module, found.groups, data, seed=seed)
+    if "dose" in own:
+        dosed(found, data, own["dose"], seed)
+    if "search" in own:
+        steps, count = own["search"]
+        maximise_gradients(found.module, found.groups, data, steps=steps, look_at=count, seed=seed)
         adjust(found.module, found.groups, data, seed=seed)
     if "paper_after" in own:
         adjust(found.module, found.groups, data, paper=True, seed=seed)
@@ -204,7 +261,10 @@ def decayed(task, decay, seed):
     task, split = replace(task, decay=decay), DATA[task.data]()
     net = growth.final_net(task, split, seed)
     total = task.epochs[0] + task.epochs[1] * len(task.budgets)
-    growth.train(net, task, split.train, total, seed)
+    if task.patience:  # no rounds to stop: the best of about as many epochs as growing takes
+        growth.train_until(net, task, split, LONGEST, seed, LONGEST)
+    else:
+        growth.train(net, task, split.train, total, seed)
     return [{"after": growth.score(net, split.valid)}]
 
 
@@ -212,19 +272,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--decays", action="store_true", help="search the decay instead")
+    parser.add_argument("--decays", nargs="*", type=float, help="search the decay instead")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    arms = [f"decay {d:g}" for d in DECAYS] if options.decays else options.variants
+    searching = options.decays is not None
+    arms = [f"decay {d:g}" for d in options.decays or DECAYS] if searching else options.variants
     for name in options.tasks:
         for seed in range(FIRST_SEED, FIRST_SEED + options.seeds):
             for arm in arms:
                 if (name, arm, seed) in growth.read(options.out):
                     continue
                 start = time.perf_counter()
-                if options.decays:
+                if searching:
                     rounds = decayed(TASKS[name], float(arm.split()[1]), seed)
                 else:
                     rounds = run(TASKS[name], arm, seed)

@@ -2,6 +2,8 @@
 
     python benchmarks/growth.py                  # all tasks, five seeds: hours on two cores
     python benchmarks/growth.py --tasks digits-mlp --seeds 2
+    python benchmarks/growth.py --tasks cifar-paper        # the published protocol, scaled
+    python benchmarks/growth.py --tasks cifar-conv-early   # growth as soon as possible
 
 Every arm gets the same data, budgets, optimizer and decay, and differs in how units come in or
 where they go. Networks train, grow by uniform allocation (extender arms) or by the distributor
@@ -13,6 +15,7 @@ test data. One line of JSON a run lies in ``benchmarks/results/growth.jsonl``; t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -53,6 +56,25 @@ DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
     "rows": "kaiming", "paper": True, "distributor": "svod", "candidates": "paper",
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
+WHOLE = "swe laplacian, gradmax, to svod"  # the default as a whole
+# Every extender with every distributor, on cheap tasks; some of these arms are above. The search
+# of GradMax's rows changed after some of the runs above, so uniform shares are run again.
+SHARES = ("svod", "uniform", "proportional", "random")
+CROSSED = tuple(name for name in EXTENDERS if name not in ("active", "swe laplacian, active"))
+AGAIN = ("swe laplacian, gradmax", "gradmax")
+CHEAP = ("digits-narrow", "digits-mlp", "mnist-mlp")
+CROSS = {
+    f"{name}, to {share}": {**EXTENDERS[name], "distributor": share}
+    for name in CROSSED
+    for share in SHARES
+    if share != "uniform" or name in AGAIN
+}
+
+
+def arms_of(task):
+    """What is run of a task if nothing is asked for."""
+    more = CROSS if task.name in CHEAP else (n for n in CROSS if n.startswith(f"{AGAIN[0]}, "))
+    return task.arms or tuple(dict.fromkeys((*ARMS, *more)))
 
 
 def loader(split, batch, seed):
@@ -64,14 +86,51 @@ def loader(split, batch, seed):
 
 def train(net, task, split, epochs, seed):
     """AdamW from anew; the optimizer."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
-    net.train()
+    optimizer = fresh(net, task)
     for epoch in range(epochs):
-        for x, y in loader(split, task.batch, 1000 * seed + epoch):
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), y).backward()
-            optimizer.step()
+        one_epoch(net, optimizer, task, split, 1000 * seed + epoch)
     return optimizer
+
+
+def fresh(net, task):
+    """The optimizer of a task: AdamW, or Adam with the published penalty."""
+    if task.l2:
+        return torch.optim.Adam(net.parameters(), lr=task.lr, weight_decay=task.l2, fused=True)
+    return torch.optim.AdamW(net.parameters(), lr=task.lr, weight_decay=task.decay, fused=True)
+
+
+def one_epoch(net, optimizer, task, split, seed):
+    """Once over the data."""
+    net.train()
+    for x, y in loader(split, task.batch, seed):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+def train_until(net, task, split, epochs, seed, patience):
+    """Early stopping: the epoch with the best validation loss stays; how many there were.
+
+    An optimizer from anew, as in ``train``; at least one epoch counts, so that what was just
+    inserted is always trained.
+    """
+    optimizer, best, since, done = fresh(net, task), None, 0, 0
+    while done < epochs and since < patience:
+        one_epoch(net, optimizer, task, split.train, 1000 * seed + done)
+        done, since = done + 1, since + 1
+        loss = score(net, split.valid)[1]
+        if best is None or loss < best[0]:
+            best, since = (loss, copy.deepcopy(net.state_dict())), 0
+    net.load_state_dict(best[1])
+    return done
+
+
+def train_round(net, task, split, epochs, seed):
+    """One round as the task has it; its epochs."""
+    if task.patience:
+        return train_until(net, task, split, epochs, seed, task.patience)
+    train(net, task, split.train, epochs, seed)
+    return epochs
 
 
 @torch.no_grad()
@@ -132,7 +191,7 @@ def living(growth, split, batch):
 
 def grow(net, task, split, budget, options, seed):
     """One growth; seconds with it."""
-    options = {"distributor": "uniform", **options}
+    options = {"distributor": "uniform", "exclude": task.stays, **options}
     noise = options.pop("noise", None)
     start = time.perf_counter()
     growth = fxgrow.expand(
@@ -151,9 +210,10 @@ def growing(task, split, net, options, seed):
         growth, seconds = grow(net, task, split, budget, options, 100 * seed + number)
         net = growth.module
         at = scores(net, split)
-        train(net, task, split.train, task.epochs[1], 100 * seed + number + 1)
+        epochs = train_round(net, task, split, task.rounds()[number], 100 * seed + number + 1)
         rounds.append(
             {
+                "epochs": epochs,
                 "before": before,
                 "at_growth": at,
                 "after": scores(net, split),
@@ -187,41 +247,48 @@ def flops(task, split, seed):
     for number, budget in enumerate(task.budgets):
         net = grow(net, task, split, budget, {"extender": "zero"}, 100 * seed + number)[0].module
         cost.append(fxgrow.inspect(net, example).flops)
-    epochs = [task.epochs[0]] + [task.epochs[1]] * len(task.budgets)
+    epochs = (task.epochs[0], *task.rounds())
     return sum(c * e for c, e in zip(cost, epochs, strict=True)) / cost[-1]
 
 
-def baseline(task, split, arm, seed):
-    """Arms that do not grow."""
-    total = task.epochs[0] + task.epochs[1] * len(task.budgets)
+def baseline(task, split, arm, seed, made):
+    """Arms that do not grow.
+
+    Where rounds are stopped early, they train for as many epochs as the default's run (in
+    ``made``) did, and the one with the best validation loss counts.
+    """
+    if task.like:
+        return made[task.like, arm, seed]["rounds"]
+    total = task.epochs[0] + sum(task.rounds())
     if arm == "small":
         torch.manual_seed(seed)
         net = task.net(task.widths)
     else:
         net = final_net(task, split, seed)
+    if task.patience:
+        reference = made[task.name, WHOLE, seed]
+        total = reference["first_epochs"] + sum(r["epochs"] for r in reference["rounds"])
+        train_until(net, task, split, total, seed, total)
+        return [{"after": scores(net, split), "epochs": total}]
     epochs = total if arm != "scratch, equal FLOPs" else round(flops(task, split, seed))
     train(net, task, split.train, epochs, seed)
     return [{"after": scores(net, split), "epochs": epochs}]
 
 
-def run(task, arm, seed):
-    """One run, as it is written down."""
+def run(task, arm, seed, made):
+    """One run, as it is written down; ``made``: the runs there are."""
     split = DATA[task.data]()
     start = time.perf_counter()
-    if ARMS[arm] is None:
-        rounds = baseline(task, split, arm, seed)
+    found = {"task": task.name, "arm": arm, "seed": seed}
+    options = {**ARMS, **CROSS}[arm]
+    if options is None:
+        found["rounds"] = baseline(task, split, arm, seed, made)
     else:
         torch.manual_seed(seed)
         net = task.net(task.widths)
-        train(net, task, split.train, task.epochs[0], seed)
-        rounds = growing(task, split, net, dict(ARMS[arm]), seed)
-    return {
-        "task": task.name,
-        "arm": arm,
-        "seed": seed,
-        "rounds": rounds,
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+        found["first_epochs"] = train_round(net, task, split, task.epochs[0], seed)
+        found["rounds"] = growing(task, split, net, dict(options), seed)
+    return {**found, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def read(path=RESULTS):
@@ -234,7 +301,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     usual = [task for task in TASKS if task not in LONG]
     parser.add_argument("--tasks", nargs="*", default=usual, choices=list(TASKS))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="*", choices=list({**ARMS, **CROSS}))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -243,10 +310,11 @@ def main():
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.tasks:
         for seed in range(options.seeds):
-            for arm in options.arms:
-                if (name, arm, seed) in read(options.out):
+            for arm in options.arms or arms_of(TASKS[name]):
+                made = read(options.out)
+                if (name, arm, seed) in made:
                     continue
-                result = run(TASKS[name], arm, seed)
+                result = run(TASKS[name], arm, seed, made)
                 with options.out.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(result) + "\n")
                 last = result["rounds"][-1]

@@ -1,6 +1,6 @@
 """Networks and data of the growth benchmark: small enough for two cores, real data.
 
-Scaled down, so that all arms, five seeds and six tasks take about two hours of one core: MNIST is
+Scaled down, so that all arms, five seeds and ten tasks take a few hours of one core: MNIST is
 its 10,000 test images; CIFAR-10 is 6,000 of its images (3,000 to train on) at half size, 16 x 16
 (means of 2 x 2 pixels); networks are narrow, and train for tens of epochs in all. So accuracies
 compare arms; they are not those of these architectures.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,11 @@ class Task:
     ``budgets``: neurons of each round; ``epochs``: of the small network, and of each round;
     ``decay``: AdamW's, for every arm: that with the lowest validation loss of the network of the
     final size, trained from scratch (``explore.py --decays``); of those within 0.02 of it, the
-    one with the best accuracy.
+    one with the best accuracy. ``patience``: epochs without a better validation loss that end a
+    round, where ``epochs`` are the most. ``l2``: the published optimizer, Adam with that penalty,
+    in place of AdamW. ``stays``: groups that do not grow. ``arms``: the ones to run, else all.
+    ``later``: epochs of the rounds, where they are not alike. ``like``: the task of which this is
+    another schedule, with as many epochs in all; what does not grow is taken from there.
     """
 
     name: str
@@ -51,6 +55,16 @@ class Task:
     batch: int = 64
     lr: float = 1e-3
     decay: float = 0.3
+    patience: int = 0
+    l2: float = 0.0
+    stays: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    later: tuple[int, ...] = ()
+    like: str = ""
+
+    def rounds(self) -> tuple[int, ...]:
+        """Epochs of the rounds that begin with a growth."""
+        return self.later or (self.epochs[1],) * len(self.budgets)
 
 
 def parts(x, y, sizes, seed=0):
@@ -129,6 +143,18 @@ class ConvTrunk(nn.Sequential):
         super().__init__(*layers, nn.Linear(last, classes))
 
 
+class PaperNet(nn.Sequential):
+    """The published network as it is: pooled after the second and the fourth convolution."""
+
+    def __init__(self, widths, classes=10):
+        a, b, c, d, *hidden = widths
+        layers = []
+        for one, two, three in ((3, a, b), (b, c, d)):
+            layers += [nn.Conv2d(one, two, 3, padding=1), nn.ReLU()]
+            layers += [nn.Conv2d(two, three, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        super().__init__(*layers, nn.Flatten(), *MLP((16 * d, *hidden), classes))
+
+
 class Block(nn.Module):
     """Residual block with batch norms."""
 
@@ -194,7 +220,48 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x)).mean(1))
 
 
-TASKS = {
+PUBLISHED = Task(
+    name="cifar-paper",
+    data="cifar",
+    net=PaperNet,
+    widths=(11, 11, 21, 21, 62, 62, 62),  # the trunk at a third of 32-32-64-64
+    budgets=(36, 47, 60, 80, 102, 134, 174),  # as published: eight rounds, seven growths
+    epochs=(100, 100),
+    patience=5,
+    lr=1e-3,
+    l2=1e-4,
+    stays=("0", "2", "5", "7"),  # the convolutions
+    arms=(
+        "swe laplacian, gradmax, to svod",  # first: it says how long the last two train
+        "swe paper, to svod paper",
+        "swe laplacian, gradmax",
+        "small",
+        "scratch",
+    ),
+)
+"""The published protocol (arXiv 2509.18842), scaled down."""
+DECAYED = replace(PUBLISHED, name="cifar-paper-decay", l2=0.0, decay=0.3)
+"""The same with AdamW and a decay chosen on validation data, as in the other tasks."""
+
+
+def early(task: Task) -> Task:
+    """Let a task grow as soon as its network has seen the data twice, an epoch a round."""
+    total = task.epochs[0] + sum(task.rounds())
+    between = (1,) * (len(task.budgets) - 1)
+    return replace(
+        task,
+        name=f"{task.name}-early",
+        epochs=(2, 1),
+        later=(*between, total - 2 - len(between)),
+        like=task.name,
+        arms=(
+            *("small", "scratch", "swe laplacian, gradmax, to svod"),
+            *("swe laplacian, gradmax", "swe paper, to svod paper"),
+        ),
+    )
+
+
+USUAL = {
     task.name: task
     for task in (
         Task("digits-mlp", "digits", MLP, (64, 8, 8, 8), (12, 16, 24), (15, 10), 32, decay=0.1),
@@ -205,6 +272,13 @@ TASKS = {
         Task("cifar-long", "cifar", ConvTrunk, (6,) * 7, (14, 21, 28), (24, 16), 64, 3e-3, 0.1),
         Task("cifar-resnet", "cifar", ResNet, (6, 6, 6), (6, 9, 12), (4, 3), 64, 3e-3, 0.1),
         Task("cifar-vit", "cifar", ViT, (24, 16, 16), (12, 20, 28), (5, 4), 64, 2e-3, 0.3),
+        PUBLISHED,
+        DECAYED,
     )
 }
-LONG = frozenset({"cifar-long"})  # only when asked for: a few arms say what there is to say
+EARLY = {
+    task.name: task for task in (early(USUAL[f"cifar-{net}"]) for net in ("conv", "resnet", "vit"))
+}
+TASKS = {**USUAL, **EARLY}
+# Only when asked for: a few arms say enough.
+LONG = frozenset({"cifar-long", "cifar-paper", "cifar-paper-decay", *EARLY})
