@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -150,6 +151,7 @@ RECIPES = st.builds(
 )
 
 
+@pytest.mark.timeout(900)  # 500 networks: minutes where other work runs beside
 @settings(
     max_examples=500,
     deadline=None,
