@@ -135,9 +135,14 @@ def peers(results):
     heads = ("zoo", "models", "Torch-Pruning: pruned by a quarter, runs", "fxgrow: grown, exact")
     failing = Counter(r["peer"]["verdict"].partition(":")[0] for r in compared)
     told = ", ".join(f"{verdict}: {n}" for verdict, n in failing.most_common())
+    part = (
+        f"{len(compared)} of {len(results)} models were run with it so far: no sample of the zoos. "
+        if len(compared) < len(results)
+        else ""
+    )
     return (
-        f"## The peer\n\n{table(heads, rows)}\n\nNo hints to either (`--peer`). Torch-Pruning "
-        f"{_version('torch-pruning')}, the last linear layer ignored; verdicts: {told}. Each "
+        f"## The peer\n\n{table(heads, rows)}\n\n{part}No hints to either (`--peer`). "
+        f"Torch-Pruning {_version('torch-pruning')}, the last linear layer ignored; verdicts: {told}. Each "
         "model's verdict, groups and seconds are in the JSON.\n"
     )
 
