@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from checks import doubled, errors, randomised, step, untrained
+from exactly import EXACT, grows_exactly
 from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttention
 
 import fxgrow
@@ -14,7 +15,6 @@ from fxgrow.compose import WideMultiheadAttention
 from fxgrow.errors import UnsupportedError, VerificationError
 from fxgrow.rewrite import rewrite
 
-EXACT = 1e-10
 # Keys and values of one head: what grows is the inner axis of the values.
 TORCH = ("torch", "encoder", "decoder")
 
@@ -41,13 +41,7 @@ def test_heads_are_the_units(name):
 @pytest.mark.parametrize("name", HEADED)
 def test_growth_is_exact_and_trains(name):
     model, example = built(name)
-    inspection = fxgrow.inspect(model, example)
-    for group in inspection.groups:
-        grown = rewrite(model, inspection, {group.name: step(group, 1)})
-        assert max(errors(model, grown.module, example)) <= EXACT, group.name
-    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
-    assert max(errors(model, growth.module, example)) <= EXACT
-    assert untrained(growth.module, growth.groups, example) == []
+    grows_exactly(model, example)
 
 
 @pytest.mark.parametrize("name", HEADED)

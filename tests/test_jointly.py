@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import doubled, errors, randomised, step, untrained
+from checks import doubled, errors, randomised, step
+from exactly import EXACT, grows_exactly
 from networks_joint import APART, JOINT
 
 import fxgrow
-from fxgrow.rewrite import rewrite
-
-EXACT = 1e-10
 
 
 def built(name, table=JOINT):
@@ -32,13 +30,7 @@ def test_the_groups_are_one(name):
 @pytest.mark.parametrize("name", JOINT)
 def test_growth_is_exact_and_trains(name):
     model, example, _ = built(name)
-    inspection = fxgrow.inspect(model, example)
-    for group in inspection.groups:
-        grown = rewrite(model, inspection, {group.name: step(group, 1)})
-        assert max(errors(model, grown.module, example)) <= EXACT, group.name
-    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
-    assert max(errors(model, growth.module, example)) <= EXACT
-    assert untrained(growth.module, growth.groups, example) == []
+    grows_exactly(model, example)
 
 
 @pytest.mark.parametrize("name", JOINT)
