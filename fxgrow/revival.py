@@ -22,7 +22,7 @@ from .plain import duplicate, plain
 from .reduce import samples as samples_of
 from .rows import activate_rows, biased_rows
 from .sharding import is_sharded
-from .stages import example_of
+from .stages import shared_example
 from .verify import verify
 from .watch import watch
 
@@ -142,7 +142,7 @@ def revive(
     with together(model, process_group) as (team, module):
         module = plain(module)
         with seeded(seed, module):
-            example = example_of(module, first, example_inputs)
+            example = shared_example(team, module, first, example_inputs)
             inspection = inspect_model(module, example, rules=tuple(rules))
             dead, count = _dead(inspection, module, first, team, progress)
             chosen, left = _chosen(inspection, module, dead)
