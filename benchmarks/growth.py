@@ -57,7 +57,7 @@ DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 WHOLE = "swe laplacian, gradmax, to svod"  # the default as a whole
-# With units revived between the epochs of a round, as `Grower` does.
+# With units revived after every epoch but the last, as `Grower` does: there the score is taken.
 REVIVED = f"{WHOLE}, revived"
 ARMS[REVIVED] = {**ARMS[WHOLE], "revive": True}
 # Every extender with every distributor, on cheap tasks; some of these arms are above. The search
@@ -219,6 +219,8 @@ def growing(task, split, net, options, seed):
     rounds, options = [], dict(options)
     revive = options.pop("revive", False)
     for number, budget in enumerate(task.budgets):
+        if revive and number:
+            revived(net, (), task, split.train, 100 * seed + number)
         before = scores(net, split)
         growth, seconds = grow(net, task, split, budget, options, 100 * seed + number)
         net = growth.module
