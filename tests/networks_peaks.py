@@ -1,0 +1,164 @@
+"""Networks that reduce over channels: maxima, norms, sums of squares, written in many ways."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PICTURE = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+VECTORS = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(4))
+
+
+class Told(nn.Module):
+    """Features weighed by what ``tell`` makes of all channels at each position."""
+
+    def __init__(self, tell, plain=False):
+        super().__init__()
+        self.a, self.norm, self.tell = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), tell
+        self.mask, self.out = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(6, 5, 1)
+        self.plain = plain
+
+    def forward(self, x):
+        x = self.a(x) if self.plain else self.norm(self.a(x)).relu()
+        return self.out(x * self.mask(self.tell(x)).sigmoid()).mean((2, 3))
+
+
+class Normed(nn.Module):
+    """A stream that is normalised by ``norm`` before every block and at its end."""
+
+    def __init__(self, norm, gain=True):
+        super().__init__()
+        self.stem, self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 7), nn.Linear(7, 6)
+        self.gain = nn.Parameter(torch.ones(6)) if gain else 1.0
+        self.norm, self.out = norm, nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x) * self.gain)))
+        return self.out(self.norm(x) * self.gain)
+
+
+class Embedded(nn.Module):
+    """Features behind an activation, normalised, then read (SSD)."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.out, self.norm = nn.Linear(3, 6), nn.Linear(6, 5), norm
+
+    def forward(self, x):
+        return self.out(self.norm(self.a(x).relu() + 0.1))
+
+
+class Cosine(nn.Module):
+    """Rows of a weight are normalised over what they read."""
+
+    def __init__(self, dim=1):
+        super().__init__()
+        self.a, self.weight, self.dim = nn.Linear(3, 6), nn.Parameter(torch.ones(5, 6)), dim
+
+    def forward(self, x):
+        return F.linear(self.a(x).relu(), F.normalize(self.weight, dim=self.dim))
+
+
+class Positions(nn.Module):
+    """Where a maximum is decides about what comes out."""
+
+    def __init__(self, second=True):
+        super().__init__()
+        self.a, self.out, self.second = nn.Linear(3, 6), nn.Linear(6, 5), second
+
+    def forward(self, x):
+        x = self.a(x)
+        values, indices = x.max(-1, keepdim=True)
+        told = indices.double() if self.second else x.argmax(-1, keepdim=True)
+        return self.out(x) * values + told
+
+
+class SecondMode(nn.Module):
+    """In training only, positions of maxima are used."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = nn.Linear(3, 6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        found = x.max(-1, keepdim=True)
+        x = self.out(x) * found[0]
+        return x + found[1] if self.training else x
+
+
+def largest(x):
+    return x.max(dim=1, keepdim=True)[0]
+
+
+def unpacked(x):
+    values, _ = torch.max(x, 1, keepdim=True)
+    return values
+
+
+def cbam(x):
+    return torch.min(x, 1, keepdim=True).values + x.mean(1, keepdim=True) + largest(x)
+
+
+def pooled(x):
+    flat = x.flatten(2).transpose(1, 2)
+    return F.adaptive_max_pool1d(flat, 1).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def spread_of(x):
+    return x.std(1, keepdim=True) + x.std(1, unbiased=False, keepdim=True)
+
+
+def sizes(x):
+    return x.norm(dim=1, keepdim=True) + torch.linalg.vector_norm(x, dim=1, keepdim=True)
+
+
+def summed(x):
+    return x.square().sum(1, keepdim=True).sqrt() + torch.sum(x.exp(), 1, keepdim=True).log()
+
+
+def highest(x):
+    return torch.linalg.vector_norm(x, float("inf"), 1, keepdim=True)
+
+
+# What tells of all channels; all of them stay when every channel is copied, and nothing else.
+TOLD = {
+    "max": largest,
+    "max_unpacked": unpacked,
+    "max_min_mean": cbam,
+    "max_pool": pooled,
+    "deviation": spread_of,
+    "norms": sizes,
+    "sums": summed,
+    "norm_inf": highest,
+}
+
+
+def normalize(x):
+    return F.normalize(x, dim=-1)
+
+
+def divided(x):
+    return x / (x.norm(dim=-1, keepdim=True) + 1e-3)
+
+
+def by_vector_norm(x):
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-6)
+
+
+def by_sum(x):
+    return x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-3)
+
+
+def by_product(x):
+    return x / ((x * x).sum(-1, keepdim=True) + 0.1).sqrt()
+
+
+def by_sizes(x):
+    return x / (x.norm(1, dim=-1, keepdim=True) + 0.1)
+
+
+# Norms that new zeros leave as they are.
+NORMS = {f.__name__: f for f in (normalize, divided, by_vector_norm, by_sum, by_product, by_sizes)}

@@ -1,0 +1,116 @@
+"""Reductions over channels that are neither means nor layer norms: maxima, norms, sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checks import doubled, errors, randomised, step
+from exactly import EXACT, grows_exactly
+from networks_peaks import (
+    NORMS,
+    PICTURE,
+    TOLD,
+    VECTORS,
+    Cosine,
+    Embedded,
+    Normed,
+    Positions,
+    SecondMode,
+    Told,
+)
+
+import fxgrow
+
+
+def built(make, example):
+    torch.manual_seed(0)
+    return randomised(make()), doubled(example)
+
+
+def recipe_of(model, example, name):
+    group = fxgrow.inspect(model, example).group(name)
+    return group.recipe, group.multiple_of
+
+
+def codes(model, example):
+    return {g.reason.code for g in fxgrow.inspect(model, example).frozen}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_maxima_and_sums_over_channels_grow_by_copies(name):
+    model, example = built(lambda: Told(TOLD[name]), PICTURE)
+    assert recipe_of(model, example, "a") == ("copies", 6)
+    grows_exactly(model, example)
+
+
+@pytest.mark.parametrize("name", ["max", "max_min_mean", "max_pool"])
+def test_a_maximum_of_what_can_be_a_mean_grows_by_any_number(name):
+    """A mean is never larger than the largest."""
+    model, example = built(lambda: Normed(nn_of(TOLD[name])), VECTORS)
+    assert recipe_of(model, example, "stem")[1] in {1, 6}
+    grows_exactly(model, example)
+
+
+def nn_of(tell):
+    return lambda x: x * tell(x.transpose(1, 2).unsqueeze(-1)).squeeze(-1).transpose(1, 2).sigmoid()
+
+
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("name", NORMS)
+def test_streams_under_norms_grow_by_zeros(name, gain):
+    model, example = built(lambda: Normed(NORMS[name], gain), VECTORS)
+    assert recipe_of(model, example, "stem") == ("zero", 1)
+    grows_exactly(model, example)
+
+
+@pytest.mark.parametrize("name", sorted(NORMS.keys() - {"by_sizes"}))
+def test_norms_of_activations_grow_by_copies(name):
+    model, example = built(lambda: Embedded(NORMS[name]), VECTORS)
+    assert recipe_of(model, example, "a") == ("copies", 6)
+    grows_exactly(model, example)
+
+
+def test_norms_of_other_orders_are_frozen():
+    model, example = built(lambda: Embedded(NORMS["by_sizes"]), VECTORS)
+    assert "sum" in codes(model, example)
+    model, example = built(lambda: Told(lambda x: x.norm(3, 1, keepdim=True)), PICTURE)
+    assert "p_norm" in codes(model, example)
+
+
+def test_the_smallest_norm_follows():
+    """Vectors that are shorter than eps are divided by eps."""
+    model, example = built(
+        lambda: Embedded(lambda x: torch.nn.functional.normalize(x - 0.1)), VECTORS
+    )
+    with torch.no_grad():
+        model.a.weight.mul_(1e-12)
+        model.a.bias.mul_(1e-12)
+    grown = fxgrow.widen(model, example, {"a": 6})
+    assert max(errors(model, grown.module, example)) <= EXACT
+
+
+def test_normalised_rows_read_new_units_with_zeros():
+    model, example = built(Cosine, VECTORS)
+    assert recipe_of(model, example, "a") == ("fresh", 1)
+    grows_exactly(model, example)
+    model, example = built(lambda: Cosine(0), VECTORS)
+    assert recipe_of(model, example, "a") == ("fresh", 1)
+    grows_exactly(model, example)
+
+
+@pytest.mark.parametrize("make", [Positions, lambda: Positions(second=False), SecondMode])
+def test_where_a_maximum_is_changes_with_copies(make):
+    model, example = built(make, VECTORS)
+    assert {"max", "argmax"} & codes(model, example)
+    assert "a" not in {g.name for g in fxgrow.inspect(model, example).groups}
+
+
+def test_in_the_users_class_what_is_made_up_for_in_a_graph_is_refused():
+    model, example = built(lambda: Told(TOLD["norms"]), PICTURE)
+    with pytest.raises(fxgrow.errors.UnsupportedError, match="norms or variances over units"):
+        fxgrow.widen(model, example, {"a": 6}, emit="module")
+    model, example = built(lambda: Told(TOLD["max_min_mean"]), PICTURE)
+    own = fxgrow.widen(model, example, {"a": 6}, emit="module")
+    assert type(own.module) is Told
+    assert max(errors(model, own.module, example)) <= EXACT
+    assert step(fxgrow.inspect(model, example).group("a")) == 6
