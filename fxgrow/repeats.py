@@ -18,7 +18,7 @@ from .ir import Norm
 from .propagate import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from .analyse import Analysis
     from .events import Mixing
@@ -66,7 +66,8 @@ def _tells_values(node: object, planes: Mapping[fx.Node, Any]) -> bool:
 
 def _takes_values(user: fx.Node) -> bool:
     first = user.target is operator.getitem and user.args[1] == 0
-    return first or (user.target is getattr and user.args[1] == "values") or not user.users
+    named = user.target is getattr and user.args[1] == "values"
+    return bool(first) or bool(named) or not user.users
 
 
 def made_up(mixed: Iterable[Mixed]) -> tuple[Norm, ...] | None:

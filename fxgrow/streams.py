@@ -18,7 +18,7 @@ from torch import fx
 
 from .analyse import tensor_names
 from .epsilon import OWN_EPSILON, holds_epsilon
-from .flows import Flow
+from .flows import VARIES, is_linear
 from .ir import Filling, Norm
 from .ownnorm import as_norm
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .analyse import Analysis
-    from .flows import Term
+    from .flows import Flow, Term
     from .ir import Slot
     from .labels import Mixing
     from .planes import Axis
@@ -55,8 +55,7 @@ class Stream:
 
 
 def _means(mixed: Mixed) -> bool:
-    flow = mixed.mixing.flow
-    return mixed.count == 1 and flow is not None and flow.terms is not None
+    return mixed.count == 1 and is_linear(mixed.mixing.flow)
 
 
 def _calm(mixed: Mixed) -> bool:
@@ -253,6 +252,7 @@ def _partners(
     for term in terms:
         writers = [axis for axis in term if axis not in scales and axis not in gains]
         if recipe == "zero":
+            writers = [axis for axis in writers if axis != VARIES]
             if not writers:
                 return None
             if not found.keys() & set(writers):

@@ -162,3 +162,34 @@ def by_sizes(x):
 
 # Norms that new zeros leave as they are.
 NORMS = {f.__name__: f for f in (normalize, divided, by_vector_norm, by_sum, by_product, by_sizes)}
+
+
+class Batched(nn.Module):
+    """What is normalised over channels comes out of a batch norm."""
+
+    def __init__(self, norm, affine=True):
+        super().__init__()
+        self.a, self.batch = nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6, affine=affine)
+        self.out, self.norm = nn.Linear(6, 5), norm
+
+    def forward(self, x):
+        return self.out(self.norm(F.gelu(self.batch(self.a(x.flatten(0, 1))))))
+
+
+class OneHead(nn.Module):
+    """Attention with a single head, whose queries and keys are batch normalised (SHViT)."""
+
+    def __init__(self, fused, affine=(True, True), width=4):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Conv1d(3, n, 1, bias=False) for n in (width, width, 6))
+        self.nq, self.nk = (nn.BatchNorm1d(width, affine=own) for own in affine)
+        self.out, self.fused = nn.Conv1d(6, 5, 1), fused
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        q, k, v = self.nq(self.q(x)), self.nk(self.k(x)), self.v(x)
+        if self.fused:
+            own = (t.transpose(1, 2).unsqueeze(1) for t in (q, k, v))
+            return self.out(F.scaled_dot_product_attention(*own).squeeze(1).transpose(1, 2))
+        scores = (q.transpose(1, 2) @ k * 0.5).softmax(-1)
+        return self.out(v @ scores.transpose(1, 2))

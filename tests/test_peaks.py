@@ -11,9 +11,11 @@ from networks_peaks import (
     PICTURE,
     TOLD,
     VECTORS,
+    Batched,
     Cosine,
     Embedded,
     Normed,
+    OneHead,
     Positions,
     SecondMode,
     Told,
@@ -114,3 +116,41 @@ def test_in_the_users_class_what_is_made_up_for_in_a_graph_is_refused():
     assert type(own.module) is Told
     assert max(errors(model, own.module, example)) <= EXACT
     assert step(fxgrow.inspect(model, example).group("a")) == 6
+
+
+@pytest.mark.parametrize("name", ["normalize", "by_sum"])
+def test_batch_norms_may_write_the_zeros(name):
+    """Their weights and biases do; without those, units can only be copied."""
+    model, example = built(lambda: Batched(NORMS[name]), VECTORS)
+    inspection = fxgrow.inspect(model, example)
+    zeros = {s.tensor for s in inspection.group("a").slots if s.filling.kind == "zero"}
+    assert zeros == {"batch.weight", "batch.bias"}
+    grows_exactly(model, example)
+    model, example = built(lambda: Batched(NORMS[name], affine=False), VECTORS)
+    assert recipe_of(model, example, "a") == ("copies", 6)
+    grows_exactly(model, example)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_single_head_of_batch_normalised_queries_grows(fused):
+    model, example = built(lambda: OneHead(fused), VECTORS)
+    assert {"q", "v"} <= {g.name for g in fxgrow.inspect(model, example).groups}
+    grows_exactly(model, example)
+    growth = fxgrow.widen(model, example, {"q": 2})
+    new = growth.module.get_parameter
+    assert not new("nq.weight")[4:].any() and not new("nq.bias")[4:].any()
+    assert new("nk.weight")[4:].all()
+    model, example = built(lambda: OneHead(fused, affine=(False, True)), VECTORS)
+    grown = fxgrow.widen(model, example, {"q": 2}).module
+    assert not grown.get_parameter("nk.weight")[4:].any()
+    model, example = built(lambda: OneHead(fused, affine=(False, False)), VECTORS)
+    assert "product" in codes(model, example)
+
+
+@pytest.mark.parametrize("extender", ["swe", "gradmax", "zero", "active"])
+def test_growth_for_data_finds_these_zeros(extender):
+    model, example = built(lambda: OneHead(fused=True), VECTORS)
+    data = [(example, torch.randn(4, 5, 5).double())] * 2
+    growth = fxgrow.expand(model, data, budget=6, extender=extender, include=["q", "v"])
+    assert growth.plan.additions
+    assert growth.verification.passed

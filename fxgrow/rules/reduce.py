@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..events import Statistic
-from ..flows import Flow, fixed, known, same
+from ..flows import Flow, fixed, is_linear, known, same, scaled
 from ..inner import is_inner
 from ..planes import Plane
 from ..weights import is_shifted
@@ -141,13 +141,18 @@ def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
     own_labels = {id(p.labels) for p in centred}
     rows = [p for p in _per_channel(state, x) if id(p.labels) not in own_labels]
     operands: list[tuple[list[Plane], Sequence[int]]] = [(rows, x.shape)]
-    for entry in call.args[1:5]:
+    flows: list[Flow | None] = []
+    for place, entry in enumerate(call.args[1:5]):
         if isinstance(entry, torch.Tensor):
             own = state.planes(entry)
             state.role(own, "norm")
             operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], shape))
+            flows += [p.flow for p in own] if place < 2 else []
     met = state.book.meet(operands, x.ndim, state.where(call.name))
-    return [[*(Plane(p.labels) for p in met), *centred], [], [], []]
+    # Zero where both weight and bias are.
+    flow = scaled(flows, True) if isinstance(call.args[1], torch.Tensor) else None
+    rests = [Plane(p.labels, (), flow if p.dims == (1,) else None) for p in met]
+    return [[*rests, *centred], [], [], []]
 
 
 def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
@@ -198,7 +203,7 @@ def _normalised(flow: Flow | None, op: str) -> Flow | None:
     if flow is None:
         return None
     if op == "native_layer_norm":
-        return known(Flow(None, calm=flow.terms is not None))
+        return known(Flow(None, calm=is_linear(flow)))
     return known(Flow(None, flow.calm, flow.rests))
 
 
