@@ -55,6 +55,17 @@ def weight_flow(axis: Axis) -> Flow:
     return Flow(frozenset({(axis,)}))
 
 
+def masked(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of a product of activations: zero where what is known to be zero is a factor."""
+    given = [flow for flow in flows if flow is not None]
+    if len(given) == len(flows) or not given:
+        return product(flows, complete)
+    first = product(given, complete)
+    if first is None or not first.terms or () in first.terms:
+        return None if first is None else known(Flow(None, first.calm, first.still))
+    return Flow(frozenset((*term, VARIES) for term in first.terms), first.calm, first.still)
+
+
 def is_linear(flow: Flow | None) -> bool:
     """Whether all that varies from unit to unit are weights: new entries can be means."""
     terms = flow.terms if flow is not None else None

@@ -19,6 +19,7 @@ from .messages import MESSAGES
 from .plan import CostModel
 from .planes import slabs
 from .repeats import bears_copies, made_up
+from .resting import LOCAL, at_rest
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
 from .streams import Mixed, judge
@@ -146,7 +147,8 @@ def group_units(analysis: Analysis) -> Grouping:
     census = _census(analysis)
     signatures = _signatures(census)
     exact = [m for m in analysis.state.book.mixings if bears_copies(analysis, m)]
-    if join_mixed(analysis.state, census, signatures, exact):
+    joint = [m for m in exact if m.code != LOCAL]
+    if join_mixed(analysis.state, census, signatures, joint):
         census = _census(analysis)
         signatures = _signatures(census)
     mixed = _judge_mixings(exact, census, signatures)
@@ -186,6 +188,8 @@ def _judge_mixings(
             and (counts == counts[0]).all()
             and np.count_nonzero(heads == own[0]) == len(units)
         )
+        if code == LOCAL:  # the last unit, behind which new ones come, must be the last there
+            whole = whole and counts[0] == 1 and roots[labels].flat[-1] == units[-1]
         if whole:
             even.append((int(units[0]), Mixed(mixing, int(counts[0]), len(units))))
             continue
@@ -214,6 +218,9 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
             for slot, filling in zip(group.slots, stream.fillings, strict=True)
         )
         return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
+    rested = at_rest(analysis, group.slots, mixed)
+    if rested is not None:
+        return replace(group, slots=rested)
     norms = made_up(mixed)
     if _tied(analysis, group) or norms is None:
         first = next((m for m in mixed if norms is None and made_up([m]) is None), mixed[0])

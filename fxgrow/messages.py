@@ -19,6 +19,7 @@ MESSAGES = {
     "group_norm": "group normalisation with one group mixes all units",
     "max": "where a maximum over the channels is decides about something: copies would change it",
     "min": "where a minimum over the channels is decides about something: copies would change it",
+    "local": "a convolution along the channels reads neighbours, and new ones would not be zero",
     "sum": "a sum over the channels mixes all units",
     "norm": "a norm over the channels mixes all units",
     "p_norm": "a norm over the channels, of an order other than 1, 2 or infinity, mixes all units",

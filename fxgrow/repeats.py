@@ -16,6 +16,7 @@ from torch import fx
 
 from .ir import Norm
 from .propagate import Noted
+from .resting import LOCAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,6 +34,7 @@ _EXTREMA: frozenset[Any] = frozenset(
 # Code of a reduction → functions and methods whose results can be scaled, and how
 # (:data:`fxgrow.counts.MADE_UP`).
 _SCALED: Mapping[str, Mapping[Any, str]] = {
+    LOCAL: {},
     "var": {"var": "var", torch.var: "var"},
     "std": {"std": "std", torch.std: "std"},
     "sum": {"sum": "sum", torch.sum: "sum"},

@@ -77,6 +77,7 @@ _REQUIREMENTS: dict[tuple[str, str], tuple[tuple[Callable[[Mixed], bool], bool],
     ("zero", "mean"): ((_still, True),),
     ("zero", "sum"): ((_still, False),),
     ("zero", "norm"): ((_still, False),),
+    ("zero", "local"): ((_still, False),),
     **{("mean", op): ((_calm, True),) for op in ("rms_norm", "_fused_rms_norm")},
     **{("zero", op): ((_still, True),) for op in ("rms_norm", "_fused_rms_norm")},
 }

@@ -193,3 +193,85 @@ class OneHead(nn.Module):
             return self.out(F.scaled_dot_product_attention(*own).squeeze(1).transpose(1, 2))
         scores = (q.transpose(1, 2) @ k * 0.5).softmax(-1)
         return self.out(v @ scores.transpose(1, 2))
+
+
+class Eca(nn.Module):
+    """A convolution along the channels weighs them (ECA); ``order`` of theirs first."""
+
+    def __init__(self, kernel=3, padding=1, circular=False, order=None, back=None):
+        super().__init__()
+        mode = "circular" if circular else "zeros"
+        self.conv = nn.Conv1d(1, 1, kernel, padding=padding, bias=False, padding_mode=mode)
+        self.order, self.back = order or (lambda x: x), back or (lambda x: x)
+
+    def forward(self, x):
+        y = self.order(x).mean((2, 3)).squeeze(-1).view(x.shape[0], 1, -1)
+        y = self.back(self.conv(y).sigmoid().view(x.shape[0], -1, 1, 1))
+        return x * y.expand_as(x)
+
+
+class EcaBlocks(nn.Module):
+    """Residual blocks whose branches end in what weighs channels by their neighbours."""
+
+    def __init__(self, eca=Eca, affine=True, first=None, act=F.relu):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.first = nn.Identity() if first is None else first()
+        self.conv = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6, affine=affine) for _ in range(2))
+        self.eca, self.act = nn.ModuleList(eca() for _ in range(2)), act
+        self.out = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        x = self.act(self.first(self.norm(self.stem(x))))
+        for conv, norm, eca in zip(self.conv, self.norms, self.eca, strict=True):
+            x = self.act(x + eca(norm(conv(x))))
+        return self.out(x).mean((2, 3))
+
+
+class EcaBetween(nn.Module):
+    """Activations of ``act`` are weighed by their neighbours, then read."""
+
+    def __init__(self, act, eca=Eca, batch=True):
+        super().__init__()
+        self.a, self.b, self.eca, self.act = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3), eca(), act
+        self.norm = nn.BatchNorm2d(6) if batch else nn.Identity()
+
+    def forward(self, x):
+        return self.b(self.eca(self.act(self.norm(self.a(x))))).mean((2, 3))
+
+
+class EcaJoined(nn.Module):
+    """Two layers beside each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.eca = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), Eca()
+        self.out = nn.Conv2d(10, 5, 1)
+
+    def forward(self, x):
+        return self.out(self.eca(torch.cat([self.a(x), self.b(x)], 1))).mean((2, 3))
+
+
+def turned(x):
+    return x.flip(1)
+
+
+# What grows beside (recipe of its channels): zeros in a branch, or everywhere.
+ECA = {
+    "branches": (EcaBlocks, "stem", "fresh"),
+    "branches_dilated": (lambda: EcaBlocks(lambda: Eca(5, 2)), "stem", "fresh"),
+    "silu": (lambda: EcaBetween(F.silu), "a", "zero"),
+    "no_batch_norm": (lambda: EcaBetween(F.gelu, batch=False), "a", "zero"),
+}
+# Where this can't be, and why.
+NO_ECA = {
+    "relu": (lambda: EcaBetween(F.relu), "local"),
+    "joined": (EcaJoined, "local"),
+    "circular": (lambda: EcaBetween(F.silu, lambda: Eca(circular=True)), "unlabelled"),
+    "another_order": (lambda: EcaBetween(F.silu, lambda: Eca(order=turned)), "local"),
+    "turned": (lambda: EcaBetween(F.silu, lambda: Eca(order=turned, back=turned)), "local"),
+    "not_aligned": (lambda: EcaBetween(F.silu, lambda: Eca(order=lambda x: x.roll(1, 1))), "local"),
+    "without_weights": (lambda: EcaBlocks(affine=False), "local"),
+    "everywhere": (lambda: EcaBlocks(first=Eca), "local"),
+}

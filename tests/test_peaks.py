@@ -7,12 +7,15 @@ import torch
 from checks import doubled, errors, randomised, step
 from exactly import EXACT, grows_exactly
 from networks_peaks import (
+    ECA,
+    NO_ECA,
     NORMS,
     PICTURE,
     TOLD,
     VECTORS,
     Batched,
     Cosine,
+    EcaBlocks,
     Embedded,
     Normed,
     OneHead,
@@ -154,3 +157,33 @@ def test_growth_for_data_finds_these_zeros(extender):
     growth = fxgrow.expand(model, data, budget=6, extender=extender, include=["q", "v"])
     assert growth.plan.additions
     assert growth.verification.passed
+
+
+@pytest.mark.parametrize("name", ECA)
+def test_convolutions_along_the_channels_find_zeros_at_the_end(name):
+    make, first, recipe = ECA[name]
+    model, example = built(make, PICTURE)
+    assert recipe_of(model, example, first) == (recipe, 1)
+    grows_exactly(model, example)
+    once = fxgrow.widen(model, example, {first: 3})
+    twice = fxgrow.widen(once.module, example, {first: 2})
+    assert max(errors(model, twice.module, example)) <= EXACT
+    own = fxgrow.widen(model, example, {first: 3}, emit="module")
+    assert max(errors(model, own.module, example)) <= EXACT
+
+
+@pytest.mark.parametrize("name", NO_ECA)
+def test_where_neighbours_would_not_be_zero_they_are_frozen(name):
+    make, code = NO_ECA[name]
+    model, example = built(make, PICTURE)
+    assert code in codes(model, example)
+    assert not {"a", "stem"} & {g.name for g in fxgrow.inspect(model, example).groups}
+
+
+def test_only_the_branch_is_zero():
+    """New units get their values from what the branch is added to."""
+    model, example = built(EcaBlocks, PICTURE)
+    new = fxgrow.widen(model, example, {"stem": 2}).module.get_parameter
+    for i in range(2):
+        assert not new(f"norms.{i}.weight")[6:].any() and not new(f"norms.{i}.bias")[6:].any()
+    assert new("norm.weight")[6:].all() and new("stem.weight")[6:].any()

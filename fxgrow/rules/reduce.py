@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..events import Statistic
-from ..flows import Flow, fixed, is_linear, known, same, scaled
+from ..flows import VARIES, Flow, fixed, is_linear, known, same, scaled
 from ..inner import is_inner
 from ..planes import Plane
 from ..weights import is_shifted
@@ -151,8 +151,17 @@ def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
     met = state.book.meet(operands, x.ndim, state.where(call.name))
     # Zero where both weight and bias are.
     flow = scaled(flows, True) if isinstance(call.args[1], torch.Tensor) else None
+    _write_behind(state, flow, rows)
     rests = [Plane(p.labels, (), flow if p.dims == (1,) else None) for p in met]
     return [[*rests, *centred], [], [], []]
+
+
+def _write_behind(state: Propagation, flow: Flow | None, rows: Iterable[Plane]) -> None:
+    """Write down which axes' entries a batch norm takes out where its own are zero."""
+    given = {axis for p in rows for axis in p.zero}
+    given |= {a for p in rows for term in (p.flow and p.flow.terms) or () for a in term}
+    for axis in {axis for term in (flow.terms or () if flow else ()) for axis in term} - {VARIES}:
+        state.book.weights.behind.setdefault(axis, set()).update(given)
 
 
 def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
