@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .flows import VARIES
+from .ir import Filling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -62,9 +63,10 @@ def at_rest(
     still = zeros.union(*(behind.get(axis, set()) for axis in zeros))
     if all(s.role != "producer" or (s.tensor, s.dim) in still for s in slots):
         return None
+    rest = Filling("zero")  # no copies, and no pairs: the order counts
     return tuple(
-        replace(slot, role="consumer") if (slot.tensor, slot.dim) in zeros else slot
-        for slot in slots
+        replace(s, role="consumer", filling=rest) if (s.tensor, s.dim) in zeros else s
+        for s in slots
     )
 
 
