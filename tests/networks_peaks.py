@@ -61,6 +61,17 @@ class Cosine(nn.Module):
         return F.linear(self.a(x).relu(), F.normalize(self.weight, dim=self.dim))
 
 
+class Shared(nn.Module):
+    """What ``tell`` makes of the columns of a weight scales what it computes."""
+
+    def __init__(self, tell):
+        super().__init__()
+        self.a, self.weight, self.tell = nn.Linear(3, 6), nn.Parameter(torch.ones(5, 6)), tell
+
+    def forward(self, x):
+        return F.linear(self.a(x).relu(), self.weight) * self.tell(self.weight)
+
+
 class Positions(nn.Module):
     """Where a maximum is decides about what comes out."""
 

@@ -21,6 +21,7 @@ from networks_peaks import (
     OneHead,
     Positions,
     SecondMode,
+    Shared,
     Told,
 )
 
@@ -103,11 +104,30 @@ def test_normalised_rows_read_new_units_with_zeros():
     grows_exactly(model, example)
 
 
+@pytest.mark.parametrize("code", ["mean", "amax", "std", "var"])
+def test_what_is_told_of_shared_columns_is_frozen(code):
+    """Copies split the columns that read them: their mean is another then."""
+    model, example = built(lambda: Shared(lambda w: getattr(torch, code)(w, 1)), VECTORS)
+    assert code in codes(model, example)
+    assert "a" not in {g.name for g in fxgrow.inspect(model, example).groups}
+
+
 @pytest.mark.parametrize("make", [Positions, lambda: Positions(second=False), SecondMode])
 def test_where_a_maximum_is_changes_with_copies(make):
     model, example = built(make, VECTORS)
     assert {"max", "argmax"} & codes(model, example)
     assert "a" not in {g.name for g in fxgrow.inspect(model, example).groups}
+
+
+@pytest.mark.parametrize("name", ["norms", "sums", "deviation"])
+def test_factors_for_copies_come_back_from_files(name, tmp_path):
+    model, example = built(lambda: Told(TOLD[name]), PICTURE)
+    growth = fxgrow.widen(model, example, {"a": 6})
+    growth.save(tmp_path / "grown.safetensors")
+    loaded = fxgrow.load(tmp_path / "grown.safetensors", base=model)
+    assert max(errors(growth.module, loaded.module, example)) == 0.0
+    more = fxgrow.widen(growth.module, example, {"a": 24})
+    assert max(errors(model, more.module, example)) <= EXACT
 
 
 def test_in_the_users_class_what_is_made_up_for_in_a_graph_is_refused():
