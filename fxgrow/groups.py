@@ -18,9 +18,11 @@ from .jointly import join_mixed, rows_of
 from .messages import MESSAGES
 from .plan import CostModel
 from .planes import slabs
+from .repeats import bears_copies, made_up
+from .resting import LOCAL, at_rest
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
-from .streams import Mixed, judge, variances
+from .streams import Mixed, judge
 from .walks import named_parameters
 
 if TYPE_CHECKING:
@@ -28,14 +30,10 @@ if TYPE_CHECKING:
 
     from .analyse import Analysis
     from .ir import Role
-    from .labels import LabelBook, Where
+    from .labels import LabelBook, Mixing, Where
     from .planes import Axis, Labels
 
 Hashes = npt.NDArray[np.uint64]
-
-# Reductions over the channels that do not change when every channel is repeated (a variance:
-# once its correction is made up for).
-COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin", "var"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +73,8 @@ def _census(analysis: Analysis) -> _Census:
     reasons = [_reason("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
-    events += [(m.labels, m.code, m.where) for m in book.mixings if m.code not in COPY_INVARIANT]
+    mixings = book.mixings
+    events += [(m.labels, m.code, m.where) for m in mixings if not bears_copies(analysis, m)]
     for touched, code, where in events:
         hit = roots[touched.reshape(-1)]
         hit = hit[frozen_by[hit] < 0]
@@ -147,10 +146,12 @@ def group_units(analysis: Analysis) -> Grouping:
     """
     census = _census(analysis)
     signatures = _signatures(census)
-    if join_mixed(analysis.state, census, signatures, COPY_INVARIANT):
+    exact = [m for m in analysis.state.book.mixings if bears_copies(analysis, m)]
+    joint = [m for m in exact if m.code != LOCAL]
+    if join_mixed(analysis.state, census, signatures, joint):
         census = _census(analysis)
         signatures = _signatures(census)
-    mixed = _judge_mixings(analysis, census, signatures)
+    mixed = _judge_mixings(exact, census, signatures)
     groups, widths = _group_ids(census, signatures)
     roles = [_role(analysis, axis) for axis in census.axes]
     state = analysis.state
@@ -168,7 +169,7 @@ def group_units(analysis: Analysis) -> Grouping:
 
 
 def _judge_mixings(
-    analysis: Analysis, census: _Census, signatures: Hashes
+    mixings: Iterable[Mixing], census: _Census, signatures: Hashes
 ) -> list[tuple[int, Mixed]]:
     """Find units that are normalised over the channels; return a label of each such group.
 
@@ -178,10 +179,8 @@ def _judge_mixings(
     roots, frozen_by = census.roots, census.frozen_by
     heads = signatures[roots == np.arange(len(roots))]
     even: list[tuple[int, Mixed]] = []
-    for mixing in analysis.state.book.mixings:
+    for mixing in mixings:
         labels, code, where = mixing.labels, mixing.code, mixing.where
-        if code not in COPY_INVARIANT:
-            continue
         units, counts = np.unique(roots[labels], return_counts=True)
         own = signatures[units]
         whole = (
@@ -189,6 +188,8 @@ def _judge_mixings(
             and (counts == counts[0]).all()
             and np.count_nonzero(heads == own[0]) == len(units)
         )
+        if code == LOCAL:  # the last unit, behind which new ones come, must be the last there
+            whole = whole and counts[0] == 1 and roots[labels].flat[-1] == units[-1]
         if whole:
             even.append((int(units[0]), Mixed(mixing, int(counts[0]), len(units))))
             continue
@@ -217,9 +218,12 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
             for slot, filling in zip(group.slots, stream.fillings, strict=True)
         )
         return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
-    norms = variances(mixed)
+    rested = at_rest(analysis, group.slots, mixed)
+    if rested is not None:
+        return replace(group, slots=rested)
+    norms = made_up(mixed)
     if _tied(analysis, group) or norms is None:
-        first = next((m for m in mixed if norms is None and m.mixing.code == "var"), mixed[0])
+        first = next((m for m in mixed if norms is None and made_up([m]) is None), mixed[0])
         held = _reason(first.mixing.code, first.mixing.where)
     return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
@@ -293,6 +297,9 @@ def _held(
     for slot in slots:
         where = fixed.get((slot.tensor, slot.dim))
         torn = (slot.tensor, slot.dim) in weights.torn
+        shared = weights.split.get((slot.tensor, slot.dim)) if copies else None
+        if shared is not None and slot.role == "consumer":
+            return _reason(shared.op, shared)
         if where is not None and (slot.role != "consumer" or copies or torn):
             return _reason("weight_norm", where)
     return None

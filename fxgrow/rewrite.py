@@ -12,7 +12,7 @@ from torch import fx, nn
 from .analyse import Analysis, LabelExecutor, tensor_names
 from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
-from .epsilon import EPSILONS, follow_shape, scale_epsilon
+from .epsilon import EPSILONS, follow_shape, scale_epsilon, scale_smallest
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
 from .inner import join_again, widened_units
@@ -110,7 +110,7 @@ def rewrite(
     _patch_and_check(analysis, layout, widened, sizes)
     if emit == "module" and widened.by_hand:
         raise UnsupportedError(
-            f"means or variances written by hand are made up for in the graph "
+            f"means, sums, norms or variances over units are made up for in the graph "
             f"({widened.by_hand[0]}); use emit='graph', or exclude their groups"
         )
     for layer in widened.root.modules():
@@ -251,6 +251,8 @@ class _Widener(LabelExecutor):
             self.widened.edits.extend(made.edits)
             self.widened.by_hand.extend([] if made.own else [_place(node)])
             self._factors[node] = made.factor
+        elif change is not None and change.kind == "normalize":  # a norm of copies is larger
+            self.widened.edits.extend(scale_smallest(node, change.ratio**-0.5))
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0] if node.args else node.kwargs.get("input"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..echoes import without
-from ..flows import Flow, fixed, noise, nothing, product, same, total
+from ..flows import Flow, fixed, masked, noise, nothing, product, same, total
 from ..planes import Plane
 from ..walks import tensors_of
 from . import contract, convolve, recurrent, reduce, shape
@@ -98,6 +98,8 @@ def _combined(
         _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
     flow = square if name == "square" else _FLOWS.get(name)
+    if name == "mul" and not any(map(state.is_weight, tensors)):
+        flow = masked
     if flow is not None and any(planes for planes, _ in operands):
         operands = _uses(state, name, tensors, operands)
     return state.book.meet(operands, ndim, state.where(name), flow=flow, product=keep)
