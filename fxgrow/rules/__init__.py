@@ -14,11 +14,12 @@ import torch
 
 from ..echoes import without
 from ..flows import Flow, fixed, noise, nothing, product, same, total
+from ..placing import place
 from ..planes import Plane
 from ..walks import tensors_of
 from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
-from .recurrent import BLANKS, blank
+from .recurrent import BLANKS, blank, fill_blank
 from .skip import SHORTCUTS
 from .standard import centred, square
 
@@ -73,6 +74,8 @@ def pointwise(state: Propagation, call: Call) -> Any:
     elif _breaks(name, call):
         operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    if name in _SUMS and len(tensors) == 2 and first is call.out:
+        operands = place(state, call, tensors, operands)
     planes = _combined(state, name, first.ndim, tensors, operands)
     if name in _SUMS and len(tensors) == 2 and first is call.out:
         planes = centred(state, tensors, call.out, planes)
@@ -161,6 +164,8 @@ def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]
 def copy_(state: Propagation, call: Call) -> Any:
     """In-place copy: the target takes the source's labels on top of its own."""
     tensors = call.args[:2]
+    if fill_blank(state, call):
+        return ()
     return state.book.meet(
         [(state.planes(t), t.shape) for t in tensors], call.out.ndim, state.where(call.name)
     )
