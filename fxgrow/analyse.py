@@ -26,7 +26,7 @@ from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
-from .walks import holds_inside, named_buffers, named_parameters, named_plain, parameters
+from .walks import CONSTANT, holds_inside, named_buffers, named_parameters, named_plain, parameters
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     kinds = (named_parameters(root), named_buffers(root), named_plain(root))
     for name, tensor in (item for kind in kinds for item in kind.items()):
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and not name.startswith(CONSTANT):  # that of code has no units
             seen.add(id(tensor))
             found[name] = tensor
     return found

@@ -210,8 +210,12 @@ _HOMES = {"torch", "_operator", "builtins", "math", "fxgrow", ""}
 def _is_constant(state: Propagation, tensor: torch.Tensor) -> bool:
     known = tensor.__dict__.get(LABELS_KEY)
     if known is None:
-        return id(tensor) not in state.names or not tensor.is_floating_point()
-    return not known.live and not known.weight and not without(state.book, known.planes)
+        return id(tensor) not in state.names or not _has_units(tensor)
+    return not known.live and not without(state.book, known.planes)
+
+
+def _has_units(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.numel() > 1
 
 
 def _asks(node: fx.Node) -> bool:

@@ -75,7 +75,9 @@ def pointwise(state: Propagation, call: Call) -> Any:
         operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
     if name in _SUMS and len(tensors) == 2 and first is call.out:
-        operands = place(state, call, tensors, operands)
+        placed = place(state, call, tensors, operands)
+        if placed is not operands:
+            return state.book.meet(placed, first.ndim, state.where(name), flow=total)
     planes = _combined(state, name, first.ndim, tensors, operands)
     if name in _SUMS and len(tensors) == 2 and first is call.out:
         planes = centred(state, tensors, call.out, planes)
