@@ -25,6 +25,7 @@ from .inner import is_inner
 from .patterns import is_pattern
 from .planes import Labels, Plane
 from .propagate import LABELS_KEY
+from .restoring import is_told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,6 +230,8 @@ def _asks(node: fx.Node) -> bool:
 
 def _only_told(state: Propagation, node: fx.Node, given: fx.Node) -> bool:
     """Whether a tensor only tells a method its type and device: ``pe.type_as(x)``."""
+    if is_told(node):
+        return given is node.args[0]
     if node.op != "call_method" or node.target not in {"to", "type_as"}:
         return False
     return given is not node.args[0] and isinstance(state.run.values.get(given), torch.Tensor)

@@ -305,6 +305,7 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
+        live = live and packet not in self.rules.TOLD
         if not labelled and not (packet in self.rules.ECHOING and _is_mask(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)

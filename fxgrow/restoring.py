@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -19,7 +20,7 @@ from .tracer import guard
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["differs", "makes_fixed", "restore"]
+__all__ = ["differs", "is_told", "makes_fixed", "restore"]
 
 
 def differs(value: Any, before: Any) -> bool:
@@ -45,6 +46,11 @@ def makes_fixed(node: fx.Node, known: Mapping[fx.Node, Any]) -> bool:
         return isinstance(node.args[1], bool)
     written = node.args[0] if node.target is operator.setitem else node
     return isinstance(written, fx.Node) and isinstance(known.get(written), Noted)
+
+
+def is_told(node: fx.Node) -> bool:
+    """Whether the first input of a node only tells it a type and device: ``x.new_zeros(3)``."""
+    return node.op == "call_method" and str(node.target).startswith("new_")
 
 
 def restore(node: fx.Node, values: Mapping[fx.Node, Any], known: Mapping[fx.Node, Any]) -> bool:
@@ -85,12 +91,13 @@ class _Restored:
 
     def _old(self, node: fx.Node, value: Any, before: Any) -> Any:
         if isinstance(value, torch.Size) and _is_size(node):
-            return tuple(
-                old if old != now else self._call(operator.getitem, (node, dim))
-                for dim, (now, old) in enumerate(zip(value, before, strict=True))
-            )
-        if _is_size(node) or _is_entry(node):
-            return before  # of a dimension that weights decide about
+            entries = enumerate(zip(value, before, strict=True))
+            return tuple(self._entry(node, dim, now, old) for dim, (now, old) in entries)
+        place = _place_of(node)
+        if place is not None:
+            source, dim = place
+            whole = self._all_units(source, dim, before)
+            return before if whole else self._ratio(node, value, before)
         if node.op == "call_function" and node.all_input_nodes:
             args = fx.node.map_arg(node.args, self.of)
             kwargs = fx.node.map_arg(node.kwargs, self.of)
@@ -99,6 +106,24 @@ class _Restored:
             if found:  # sizes of the input
                 return self._call(node.target, args, kwargs)
         return before
+
+    def _entry(self, shape: fx.Node, dim: int, now: int, old: int) -> Any:
+        if now != old and self._all_units(shape.all_input_nodes[0], dim, old):
+            return old
+        size = self._call(operator.getitem, (shape, dim))
+        return size if now == old else self._ratio(size, now, old)
+
+    def _ratio(self, node: fx.Node, now: int, old: int) -> fx.Node:
+        """Follow the sizes of the input that a size may be made of beside the units."""
+        return self._call(operator.floordiv, (self._call(operator.mul, (node, old)), now))
+
+    def _all_units(self, source: fx.Node, dim: int, size: int) -> bool:
+        """Whether every position along a dimension is a unit of its own, so that its size is."""
+        noted = self.known.get(source)
+        if not isinstance(noted, Noted):
+            return False
+        own = [p.labels for p in noted.planes if p.dims == (dim % len(noted.shape),)]
+        return any(len(np.unique(labels)) == size for labels in own)
 
     def _call(self, target: Any, args: Any, kwargs: Any = None) -> fx.Node:
         with self.user.graph.inserting_before(self.user):
@@ -113,9 +138,14 @@ def _is_size(node: fx.Node) -> bool:
     return asked and str(node.args[1]) == "shape"
 
 
-def _is_entry(node: fx.Node) -> bool:
-    """Whether a node is one size out of a shape."""
+def _place_of(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """Tensor and dimension that a node asks for the size of."""
+    if node.op == "call_method" and node.target == "size":
+        dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return (node.all_input_nodes[0], dim) if isinstance(dim, int) else None
     if node.op != "call_function" or node.target is not operator.getitem:
-        return False
+        return None
     source, place = node.args
-    return isinstance(source, fx.Node) and _is_size(source) and isinstance(place, int)
+    if not (isinstance(source, fx.Node) and _is_size(source) and isinstance(place, int)):
+        return None
+    return source.all_input_nodes[0], place

@@ -28,11 +28,12 @@ from .placed import Placer
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, Noted, Propagation
-from .restoring import differs, makes_fixed, restore
+from .restoring import differs, is_told, makes_fixed, restore
 from .shuffle import make_explicit
 from .solve import apply_sizes
 from .tables import add_constants, register_tables
 from .trace import no_fast_path
+from .unused import drop_unused
 from .whole import tidy, untouched
 
 if TYPE_CHECKING:
@@ -252,10 +253,9 @@ class _Widener(LabelExecutor):
 
     def _restored(self, node: fx.Node, inputs: Sequence[fx.Node]) -> bool:
         """Give what makes a value of fixed width the numbers that it had."""
-        if not makes_fixed(node, self.known) or any(map(self._touched, (node, *inputs))):
-            return False
-        last = node.prev
-        if not restore(node, self.values, self.known):
+        last, given = node.prev, inputs[is_told(node) :]
+        fixed = makes_fixed(node, self.known) and not any(map(self._touched, (node, *given)))
+        if not fixed or not restore(node, self.values, self.known):
             return False
         self._run_new(node, last)
         self.widened.edits.append(f"{node.name}: sizes as they were")
@@ -393,6 +393,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, plac
                 run.run(list(graph.nodes))
         for name, module in modules.items():
             widened.edits.extend(patch_opened(module, name))
+    for graph in widened.graphs.values() if widened.placed else ():
+        drop_unused(graph)  # sizes that are read no more
     join_again(state, analysis.state.joined, layout)
     state.book.settle()
     check_partition(state, layout)

@@ -23,6 +23,7 @@ from .errors import TraceError
 from .patterns import layer_as_function, pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
+from .unused import drop_unused
 from .walks import holds_inside, is_parametrised_by_user
 
 if TYPE_CHECKING:
@@ -355,7 +356,7 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
         ) from error
-    _drop_unused(graph)
+    drop_unused(graph)
     return graph
 
 
@@ -383,18 +384,3 @@ def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:
         if not given and parameter.default is not inspect.Parameter.empty:
             left_out[parameter.name] = parameter.default
     return left_out
-
-
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erase size arithmetic that opened code left behind (operations stay)."""
-    for node in reversed(list(graph.nodes)):
-        plain = node.op == "get_attr" or (
-            node.op == "call_function"
-            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
-        )
-        asked = {"size", "dim", "numel", "is_floating_point"}
-        sizes = node.op == "call_method" and node.target in asked
-        written = {operator.setitem, operator.iadd, operator.imul}
-        inplace = node.op == "call_function" and node.target in written
-        if not node.users and (plain or sizes) and not inplace:
-            graph.erase_node(node)

@@ -103,6 +103,15 @@ class FilledOfAttribute(Stream):
         return filled(x.shape[1], self.width)
 
 
+class FilledAnew(Stream):
+    """Zeros, and ones, that take type and device from the stream."""
+
+    def positions(self, x):
+        encoding = x.new_zeros((x.shape[1], x.shape[2]))
+        encoding[:, 1::2] = table(x.shape[1], x.shape[2] // 2).to(encoding)
+        return encoding + x.new_ones(x.shape[2])
+
+
 class Doubles(Stream):
     """Positions of another type than the stream."""
 
@@ -333,6 +342,7 @@ NETWORKS = {
     "of an attribute": (OfAttribute, TOKENS, "mean"),
     "filled": (Filled, TOKENS, "mean"),
     "filled, of an attribute": (FilledOfAttribute, TOKENS, "mean"),
+    "filled anew": (FilledAnew, TOKENS, "mean"),
     "of another type": (Doubles, TOKENS, "mean"),
     "fixed": (Fixed, TOKENS, "mean"),
     "buffer": (Buffer, TOKENS, "mean"),

@@ -291,6 +291,10 @@ def _table(families: Iterable[dict[str, Rule]]) -> dict[str, Rule]:
 
 
 TABLE = _table(_FAMILIES)
+# Of tensors they only take type and device.
+TOLD = frozenset(
+    getattr(torch.ops.aten, f"new_{kind}") for kind in ("zeros", "ones", "empty", "full")
+)
 ECHOING = frozenset({torch.ops.aten.expand, torch.ops.aten.repeat})  # what has no labels, too
 
 
@@ -317,6 +321,7 @@ __all__ = [
     "ECHOING",
     "SHORTCUTS",
     "TABLE",
+    "TOLD",
     "Plane",
     "Rules",
     "blank",
