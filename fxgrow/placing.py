@@ -202,6 +202,8 @@ def _known(state: Propagation, node: fx.Node) -> bool:
         target: Any = node.target
         home = (getattr(target, "__module__", None) or "").partition(".")[0]
         return home in _HOMES or is_pattern(target)
+    if node.op == "placeholder":  # masks and indices make positions, numbers are the user's data
+        return not (isinstance(value, torch.Tensor) and value.is_floating_point())
     return node.op in {"get_attr", "call_method"}
 
 
@@ -212,7 +214,7 @@ def _is_constant(state: Propagation, tensor: torch.Tensor) -> bool:
     known = tensor.__dict__.get(LABELS_KEY)
     if known is None:
         return id(tensor) not in state.names or not _has_units(tensor)
-    return not known.live and not without(state.book, known.planes)
+    return not without(state.book, known.planes)
 
 
 def _has_units(tensor: torch.Tensor) -> bool:

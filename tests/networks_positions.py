@@ -11,6 +11,7 @@ from torch import nn
 
 WIDTH = 8
 TOKENS = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(1))
+MASK = torch.tensor([[1, 1, 1, 0, 1, 1], [1, 0, 1, 1, 1, 0]]).bool()
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(2))
 VIDEO = torch.randn(2, 3, 2, 3, 4, generator=torch.Generator().manual_seed(3))
 
@@ -55,7 +56,7 @@ def volume(patches):
 class Stream(nn.Module):
     """A stem, positions, a block, a norm and a head."""
 
-    def __init__(self, norm=nn.LayerNorm, width=WIDTH):
+    def __init__(self, norm=nn.LayerNorm, *, width=WIDTH):
         super().__init__()
         self.width = width
         self.stem = nn.Linear(4, width)
@@ -197,6 +198,19 @@ class Queries(Stream):
         return self.head(self.n3(x).mean(1))
 
 
+class Masked(Stream):
+    """DETR's: how many tokens of a mask come before."""
+
+    def forward(self, x, mask):
+        x = self.stem(x)
+        steps = torch.arange(x.shape[-1], device=x.device)
+        angles = mask.cumsum(1)[..., None] / 100 ** (steps // 2 * 2 / x.shape[-1])
+        waves = torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=3).flatten(2)
+        x = x + waves
+        x = x + self.down(torch.tanh(self.up(self.n1(x))))
+        return self.head(self.n3(x).mean(1))
+
+
 class Plain(Stream):
     """No norm at all."""
 
@@ -315,6 +329,18 @@ class Counted(Stream):
         return table(x.shape[1], x.shape[2]) * x.numel()
 
 
+class Inputs(Stream):
+    """The user's own data are what the stream begins with."""
+
+    def __init__(self):
+        super().__init__(width=4)
+
+    def forward(self, x):
+        x = x + self.down(torch.tanh(self.up(x)))
+        x = x + self.down(torch.tanh(self.up(self.n1(x))))
+        return self.head(self.n3(x).mean(1))
+
+
 class OfData(Stream):
     """What is added is computed from the input."""
 
@@ -352,6 +378,7 @@ NETWORKS = {
     "subtracted": (Subtracted, TOKENS, "mean"),
     "twice": (Twice, TOKENS, "mean"),
     "queries": (Queries, TOKENS, "mean"),
+    "masked": (Masked, (TOKENS, MASK), "mean"),
     "modes": (Modes, TOKENS, "mean"),
     "pixels": (Image, IMAGE, "mean"),
     "video": (lambda: Image(dims=3), VIDEO, "mean"),
@@ -366,6 +393,7 @@ NETWORKS = {
 HELD = {
     "slopes": (Slopes, TOKENS, "attention.qkv", "unlabelled"),
     "counted": (Counted, TOKENS, "stem", "unlabelled"),
+    "inputs": (Inputs, TOKENS, "down", "unlabelled"),
     "of data": (OfData, TOKENS, "stem", "unlabelled"),
     "written": (Written, TOKENS, "stem", "unlabelled"),
 }
