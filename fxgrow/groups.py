@@ -72,7 +72,7 @@ def _census(analysis: Analysis) -> _Census:
     places = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     roots = book.find(np.arange(book.size, dtype=np.int64))
     frozen_by = np.full(book.size, -1, dtype=np.int64)
-    reasons = [_reason("input", None)]
+    reasons = [reason_for("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
     events += [(m.labels, m.code, m.where) for m in book.mixings if m.code not in COPY_INVARIANT]
@@ -81,7 +81,7 @@ def _census(analysis: Analysis) -> _Census:
         hit = hit[frozen_by[hit] < 0]
         if len(hit):
             frozen_by[hit] = len(reasons)
-            reasons.append(_reason(code, where))
+            reasons.append(reason_for(code, where))
     shuffles = find_shuffles(analysis)
     explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
     _freeze_irregular(book, roots, frozen_by, reasons, explicit)
@@ -109,10 +109,11 @@ def _freeze_irregular(
             if split or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(_reason("reshape" if vary else "inner_mixed", where))
+                reasons.append(reason_for("reshape" if vary else "inner_mixed", where))
 
 
-def _reason(code: str, where: Where | None) -> Reason:
+def reason_for(code: str, where: Where | None) -> Reason:
+    """Word a reason, with the place."""
     message = MESSAGES.get(code, f"{code} over the channels mixes all units")
     if where is None or not isinstance(where.site, fx.Node):
         return Reason(code, message)
@@ -194,7 +195,7 @@ def _judge_mixings(
             continue
         open_units = units[frozen_by[units] < 0]
         frozen_by[open_units] = len(census.reasons)
-        census.reasons.append(_reason(code, where))
+        census.reasons.append(reason_for(code, where))
     return even
 
 
@@ -220,7 +221,7 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
     norms = variances(mixed)
     if _tied(analysis, group) or norms is None:
         first = next((m for m in mixed if norms is None and m.mixing.code == "var"), mixed[0])
-        held = _reason(first.mixing.code, first.mixing.where)
+        held = reason_for(first.mixing.code, first.mixing.where)
     return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
 
@@ -263,7 +264,7 @@ def _finish(
             reason = _useless(analysis, slots)
         inner = spans(analysis.state, slots)
         if reason is None and is_one(analysis.state, slots):
-            reason = _reason("inner_mixed", None)
+            reason = reason_for("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
         group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
         if reason is None and key in streams:
@@ -294,7 +295,7 @@ def _held(
         where = fixed.get((slot.tensor, slot.dim))
         torn = (slot.tensor, slot.dim) in weights.torn
         if where is not None and (slot.role != "consumer" or copies or torn):
-            return _reason("weight_norm", where)
+            return reason_for("weight_norm", where)
     return None
 
 
@@ -306,14 +307,14 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     if not any(role == "consumer" for role, _ in own):
-        return _reason("unread", None)
+        return reason_for("unread", None)
     if all(role == "consumer" for role, _ in own):  # of an input that is repeated
-        return _reason("input", None)
+        return reason_for("input", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
-        return _reason("constant", None)
+        return reason_for("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
     if resting and analysis.trains:
-        return _reason("requires_grad", None)
+        return reason_for("requires_grad", None)
     return None
 
 

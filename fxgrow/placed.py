@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .groups import reason_for
 from .shuffle import add_order
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from .analyse import Analysis
+    from .inspection import Inspection
     from .ir import Group
     from .patch import Sizes
     from .placing import Placement
 
-__all__ = ["Placer"]
+__all__ = ["Placer", "held"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +139,27 @@ class Placer:
                 extras.append(build.mean(np.flatnonzero(group == number), old) if mean else None)
         build.wide(extras, order, old, ndim)
         return ", ".join(dict.fromkeys(kinds))
+
+
+def held(inspection: Inspection) -> Inspection:
+    """Freeze the groups that only grow beside values of a fixed width.
+
+    Two models of different widths each compute their own positions.
+
+    Parameters
+    ----------
+    inspection : Inspection
+    """
+    analysis, groups = inspection.analysis, inspection.groups
+    owners = _owners_of(analysis, groups)
+    reasons = {
+        number: reason_for("unlabelled", event.where)
+        for event in analysis.state.placements
+        for number in owners.of(event.labels).tolist()
+    }
+    lost = [replace(g, reason=reasons[i]) for i, g in enumerate(groups) if i in reasons]
+    kept = tuple(g for i, g in enumerate(groups) if i not in reasons)
+    return replace(inspection, groups=kept, frozen=(*inspection.frozen, *lost))
 
 
 class _Build:
