@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 from checks import difference, doubled, errors, outputs, randomised, step, untrained
-from networks_positions import HELD, IMAGE, NETWORKS, TOKENS, VIDEO, Modes, OfSize
+from networks_positions import HELD, IMAGE, NETWORKS, TOKENS, VIDEO, Modes, OfSize, Plain
 
 import fxgrow
 from fxgrow.errors import UnsupportedError
+from fxgrow.export import export
 
 EXACT = 1e-10
 ANY = [name for name, (_, _, recipe) in NETWORKS.items() if recipe != "copies"]
@@ -92,6 +93,15 @@ def test_export(name):
     assert difference(outputs(model, example), [program(example)]) <= EXACT
 
 
+@pytest.mark.parametrize("name", ["of shape", "pixels", "softened"])
+def test_package(name, tmp_path):
+    """Guards of sizes are part of it."""
+    model, example, _ = build(name)
+    growth = fxgrow.widen(model, example, all_of(fxgrow.inspect(model, example), 3))
+    made = export(growth.module, example, tmp_path / "grown_net", format="python", tolerance=EXACT)
+    assert made.checks
+
+
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n not in OWN])
 def test_own_class_stays_with_the_reason(name):
     """A class of the user's computes its positions at the width that it has."""
@@ -106,6 +116,14 @@ def test_own_class_stays_with_the_reason(name):
         return
     assert group.name not in growth.plan.additions
     assert max(errors(model, growth.module, example)) <= EXACT
+
+
+def test_transfer_is_refused_with_the_reason():
+    """Each of two models computes its own positions."""
+    torch.manual_seed(0)
+    models = [randomised(Plain(width=width)) for width in (8, 16)]
+    with pytest.raises(UnsupportedError, match="can't grow"):
+        fxgrow.transfer(*models, doubled(TOKENS))
 
 
 def test_buffers_grow_in_own_classes():

@@ -15,6 +15,7 @@ import pytest
 import test_einops
 import test_heads
 import test_jointly
+import test_positions
 import test_recurrent
 import test_standard
 import test_tables
@@ -414,6 +415,7 @@ def test_every_line_of_the_table_names_a_test():
         "rules": test_user_rules,
         "heads": test_heads,
         "joint": test_jointly,
+        "positions": test_positions,
         "standard": test_standard,
         "tables": test_tables,
     }
