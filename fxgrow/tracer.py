@@ -20,7 +20,7 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .patterns import layer_as_function, pattern_functions
+from .patterns import layer_as_function, packing_traced, pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
 from .unused import drop_unused
@@ -226,6 +226,8 @@ class Tracer(Recorder):
     def number(self, node: fx.Node, kind: type[float]) -> float:
         """Compute a number that the code turns into one of Python's, and guard it."""
         value = self.concrete(node)
+        if isinstance(value, bool):  # a count of what holds
+            return kind(self.to_bool(self.proxy(node)))
         sized = isinstance(value, (int, float)) and "data" not in self._origins(node)
         if not sized or holds_batch(node):
             raise fx.proxy.TraceError(f"{kind.__name__} of what is no size, or may be the batch's")
@@ -367,7 +369,7 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad():
+    with torch.no_grad(), packing_traced():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:
