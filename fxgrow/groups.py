@@ -259,6 +259,7 @@ def _finish(
     draft: list[Group] = []
     # Growable groups first: the plain names are theirs.
     for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
+        slots = _trained_first(analysis, slots)
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None:
             reason = _useless(analysis, slots)
@@ -297,6 +298,19 @@ def _held(
         if where is not None and (slot.role != "consumer" or copies or torn):
             return reason_for("weight_norm", where)
     return None
+
+
+def _trained_first(analysis: Analysis, slots: list[Slot]) -> list[Slot]:
+    """Let buffers in which rows are looked up be tables beside weights: new entries are means.
+
+    A fixed table of positions is no layer that would have to learn other units.
+    """
+    rank, roles = analysis.state.book.weights.rank, analysis.state.roles
+    writers = [(s.tensor, s.dim) for s in slots if s.role == "producer"]
+    fixed = {axis for axis in writers if not rank[axis] and "lookup" in roles[axis]}
+    if not fixed or not any(rank[axis] for axis in writers):
+        return slots
+    return [replace(s, role="per_unit") if (s.tensor, s.dim) in fixed else s for s in slots]
 
 
 def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:

@@ -141,6 +141,13 @@ class Buffer(Stream):
         return self.table[: x.shape[1]]
 
 
+class LookedUp(Buffer):
+    """Fairseq's: the rows of a buffer are looked up, as words are."""
+
+    def positions(self, x):
+        return F.embedding(torch.arange(x.shape[1], device=x.device), self.table)
+
+
 class Scaled(Stream):
     """A learned factor for all positions, and dropout on them."""
 
@@ -372,6 +379,7 @@ NETWORKS = {
     "of another type": (Doubles, TOKENS, "mean"),
     "fixed": (Fixed, TOKENS, "mean"),
     "buffer": (Buffer, TOKENS, "mean"),
+    "looked up": (LookedUp, TOKENS, "mean"),
     "scaled": (Scaled, TOKENS, "mean"),
     "in place": (InPlace, TOKENS, "mean"),
     "reversed": (Reversed, TOKENS, "mean"),
