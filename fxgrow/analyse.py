@@ -15,6 +15,7 @@ from .errors import DataError, TraceError
 from .execute import Executor
 from .inner import freeze_inner
 from .patterns import is_pattern
+from .placing import settle as settle_placements
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
@@ -25,7 +26,7 @@ from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
-from .walks import holds_inside, named_buffers, named_parameters, named_plain, parameters
+from .walks import CONSTANT, holds_inside, named_buffers, named_parameters, named_plain, parameters
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class LabelExecutor(Executor):
         self.state = state
         self.rules = rules
         self.mode = LabelMode(state, rules)
+        state.run = self
         self.planes: dict[fx.Node, Any] = {}
         self.record: Recording | None = None
         self.second: Second | None = None
@@ -296,7 +298,7 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     kinds = (named_parameters(root), named_buffers(root), named_plain(root))
     for name, tensor in (item for kind in kinds for item in kind.items()):
-        if id(tensor) not in seen:
+        if id(tensor) not in seen and not name.startswith(CONSTANT):  # that of code has no units
             seen.add(id(tensor))
             found[name] = tensor
     return found
@@ -351,6 +353,7 @@ def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
         if second is not None or known >= sum(p.flops for p in state.product_flops):
             state.product_flops = [*products, *(state.product_flops if second is not None else ())]
     state.book.settle()
+    settle_placements(state)
     freeze_inner(state)
     return Analysis(traced, state, planes)
 
@@ -385,6 +388,7 @@ def propagate(
             executor.run(graph.nodes)
     finally:
         executor.values.clear()
+        state.run = None
     if any(p._version != version for p, version in versions):
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "

@@ -70,7 +70,7 @@ def _census(analysis: Analysis) -> _Census:
     places = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     roots = book.find(np.arange(book.size, dtype=np.int64))
     frozen_by = np.full(book.size, -1, dtype=np.int64)
-    reasons = [_reason("input", None)]
+    reasons = [reason_for("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
     mixings = book.mixings
@@ -80,7 +80,7 @@ def _census(analysis: Analysis) -> _Census:
         hit = hit[frozen_by[hit] < 0]
         if len(hit):
             frozen_by[hit] = len(reasons)
-            reasons.append(_reason(code, where))
+            reasons.append(reason_for(code, where))
     shuffles = find_shuffles(analysis)
     explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
     _freeze_irregular(book, roots, frozen_by, reasons, explicit)
@@ -108,10 +108,11 @@ def _freeze_irregular(
             if split or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(_reason("reshape" if vary else "inner_mixed", where))
+                reasons.append(reason_for("reshape" if vary else "inner_mixed", where))
 
 
-def _reason(code: str, where: Where | None) -> Reason:
+def reason_for(code: str, where: Where | None) -> Reason:
+    """Word a reason, with the place."""
     message = MESSAGES.get(code, f"{code} over the channels mixes all units")
     if where is None or not isinstance(where.site, fx.Node):
         return Reason(code, message)
@@ -195,7 +196,7 @@ def _judge_mixings(
             continue
         open_units = units[frozen_by[units] < 0]
         frozen_by[open_units] = len(census.reasons)
-        census.reasons.append(_reason(code, where))
+        census.reasons.append(reason_for(code, where))
     return even
 
 
@@ -224,7 +225,7 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
     norms = made_up(mixed)
     if _tied(analysis, group) or norms is None:
         first = next((m for m in mixed if norms is None and made_up([m]) is None), mixed[0])
-        held = _reason(first.mixing.code, first.mixing.where)
+        held = reason_for(first.mixing.code, first.mixing.where)
     return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
 
@@ -262,12 +263,13 @@ def _finish(
     draft: list[Group] = []
     # Growable groups first: the plain names are theirs.
     for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
+        slots = _trained_first(analysis, slots)
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None:
             reason = _useless(analysis, slots)
         inner = spans(analysis.state, slots)
         if reason is None and is_one(analysis.state, slots):
-            reason = _reason("inner_mixed", None)
+            reason = reason_for("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
         group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
         if reason is None and key in streams:
@@ -299,10 +301,23 @@ def _held(
         torn = (slot.tensor, slot.dim) in weights.torn
         shared = weights.split.get((slot.tensor, slot.dim)) if copies else None
         if shared is not None and slot.role == "consumer":
-            return _reason(shared.op, shared)
+            return reason_for(shared.op, shared)
         if where is not None and (slot.role != "consumer" or copies or torn):
-            return _reason("weight_norm", where)
+            return reason_for("weight_norm", where)
     return None
+
+
+def _trained_first(analysis: Analysis, slots: list[Slot]) -> list[Slot]:
+    """Let buffers in which rows are looked up be tables beside weights: new entries are means.
+
+    A fixed table of positions is no layer that would have to learn other units.
+    """
+    rank, roles = analysis.state.book.weights.rank, analysis.state.roles
+    writers = [(s.tensor, s.dim) for s in slots if s.role == "producer"]
+    fixed = {axis for axis in writers if not rank[axis] and "lookup" in roles[axis]}
+    if not fixed or not any(rank[axis] for axis in writers):
+        return slots
+    return [replace(s, role="per_unit") if (s.tensor, s.dim) in fixed else s for s in slots]
 
 
 def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
@@ -313,14 +328,14 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     if not any(role == "consumer" for role, _ in own):
-        return _reason("unread", None)
+        return reason_for("unread", None)
     if all(role == "consumer" for role, _ in own):  # of an input that is repeated
-        return _reason("input", None)
+        return reason_for("input", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
-        return _reason("constant", None)
+        return reason_for("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
     if resting and analysis.trains:
-        return _reason("requires_grad", None)
+        return reason_for("requires_grad", None)
     return None
 
 

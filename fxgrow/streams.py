@@ -21,6 +21,7 @@ from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import VARIES, is_linear
 from .ir import Filling, Norm
 from .ownnorm import as_norm
+from .placing import PLACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -261,5 +262,7 @@ def _partners(
             continue
         rest = tuple(sorted(axis for axis in term if axis in scales))
         if len(writers) != 1 or gains & set(term) or found.setdefault(writers[0], rest) != rest:
+            return None
+        if rest and writers[0][0].startswith(PLACED):  # they are the mean of what they are
             return None
     return found

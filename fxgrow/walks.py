@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+CONSTANT = "_tensor_constant"
+"""Begins the names that fx gives to tensors of the code."""
+
 __all__ = [
+    "CONSTANT",
     "holds_inside",
     "is_parametrised_by_user",
     "modules",
@@ -92,7 +96,7 @@ def named_plain(root: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _is_table(key: str, value: torch.Tensor) -> bool:
-    computed = value.grad_fn is not None or key.startswith("_tensor_constant")
+    computed = value.grad_fn is not None or key.startswith(CONSTANT)
     return value.is_floating_point() and not computed
 
 

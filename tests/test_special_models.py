@@ -16,6 +16,7 @@ import test_einops
 import test_heads
 import test_jointly
 import test_peaks
+import test_positions
 import test_recurrent
 import test_standard
 import test_tables
@@ -416,6 +417,7 @@ def test_every_line_of_the_table_names_a_test():
         "heads": test_heads,
         "joint": test_jointly,
         "peaks": test_peaks,
+        "positions": test_positions,
         "standard": test_standard,
         "tables": test_tables,
     }
