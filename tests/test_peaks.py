@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import doubled, errors, randomised, step
+from checks import doubled, errors, randomised, step, untrained
 from exactly import EXACT, grows_exactly
 from networks_peaks import (
     ECA,
@@ -17,6 +17,7 @@ from networks_peaks import (
     Cosine,
     EcaBlocks,
     Embedded,
+    Heads,
     Normed,
     OneHead,
     Positions,
@@ -168,6 +169,16 @@ def test_a_single_head_of_batch_normalised_queries_grows(fused):
     assert not grown.get_parameter("nk.weight")[4:].any()
     model, example = built(lambda: OneHead(fused, affine=(False, False)), VECTORS)
     assert "product" in codes(model, example)
+
+
+def test_heads_of_batch_normalised_queries_grow_inside():
+    model, example = built(lambda: Heads(fused=False), VECTORS)
+    inspection = fxgrow.inspect(model, example, inner=["*"])
+    additions = {g.name: step(g) for g in inspection.groups if ":inner" in g.name}
+    assert len(additions) == 2
+    growth = fxgrow.widen(model, example, additions, inner=["*"])
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
 
 
 @pytest.mark.parametrize("extender", ["gradmax", "net2wider", "paired", "active"])
