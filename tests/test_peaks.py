@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from checks import doubled, errors, randomised, step, untrained
 from exactly import EXACT, grows_exactly
 from networks_peaks import (
@@ -87,12 +88,9 @@ def test_norms_of_other_orders_are_frozen():
 def test_the_smallest_norm_follows():
     """Vectors that are shorter than eps are divided by eps."""
     model, example = built(
-        lambda: Embedded(lambda x: torch.nn.functional.normalize(x - 0.1)), VECTORS
+        lambda: Embedded(lambda x: F.normalize((x - 0.1) * 1e-12, dim=-1)), VECTORS
     )
-    with torch.no_grad():
-        model.a.weight.mul_(1e-12)
-        model.a.bias.mul_(1e-12)
-    grown = fxgrow.widen(model, example, {"a": 6})
+    grown = fxgrow.widen(model, example, {"a": 6}, verify=False)
     assert max(errors(model, grown.module, example)) <= EXACT
 
 
