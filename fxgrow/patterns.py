@@ -7,20 +7,29 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from .propagate import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from torch import nn
 
     from .patch import Site
 
-__all__ = ["is_pattern", "layer_as_function", "patch_pattern", "pattern_functions"]
+__all__ = [
+    "hold_lengths",
+    "is_pattern",
+    "is_pattern_layer",
+    "layer_as_function",
+    "patch_pattern",
+    "pattern_functions",
+    "read_anew",
+]
 
 _GIVEN = ("tensor", "pattern", "reduction")
 _TERMS = re.compile(r"\(([^()]*)\)|(\S+)")
@@ -50,8 +59,7 @@ def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
     A layer holds its lengths as numbers; in a call they can follow. None for other modules.
     Hooks need no care: copies of such a layer have none (einops copies the pattern alone).
     """
-    home = sys.modules.get("einops.layers.torch")
-    if home is None or type(layer) not in {home.Rearrange, home.Reduce}:
+    if not is_pattern_layer(layer):
         return None
 
     def call(layer: Any, x: Any) -> Any:
@@ -61,6 +69,37 @@ def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
         )
 
     return call
+
+
+def is_pattern_layer(module: Any) -> bool:
+    """Whether a module is a layer of einops that holds lengths of axes."""
+    home = sys.modules.get("einops.layers.torch")
+    return home is not None and type(module) in {home.Rearrange, home.Reduce}
+
+
+def hold_lengths(layer: Any, lengths: Mapping[str, int]) -> None:
+    """Give such a layer other lengths: it keeps them twice, to show and to compute with."""
+    layer.axes_lengths = dict(lengths)
+    layer._axes_lengths = tuple(lengths.items())
+
+
+@contextmanager
+def read_anew() -> Iterator[None]:
+    """Let einops compute the sizes of every call, where they are to remember their origin.
+
+    It keeps what it computed by the sizes that it was given: numbers of another call.
+    """
+    home: Any = sys.modules.get("einops.einops")
+    fresh = getattr(home, "_reconstruct_from_shape_uncached", None)
+    if fresh is None:
+        yield
+        return
+    kept = home._reconstruct_from_shape
+    home._reconstruct_from_shape = fresh
+    try:
+        yield
+    finally:
+        home._reconstruct_from_shape = kept
 
 
 def is_pattern(target: Any) -> bool:
