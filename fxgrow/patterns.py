@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .propagate import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from torch import nn
@@ -29,6 +31,7 @@ __all__ = [
     "patch_pattern",
     "pattern_functions",
     "read_anew",
+    "taken_for_tensors",
 ]
 
 _GIVEN = ("tensor", "pattern", "reduction")
@@ -39,7 +42,8 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
     """Functions of einops that stay whole, and the modules they are called from.
 
     Nothing is imported: who has not imported einops does not call it. Everything but its
-    ``einsum`` goes through ``reduce``.
+    ``einsum`` goes through ``reduce``, or (``pack``, ``unpack``) is traced; see
+    :func:`taken_for_tensors`.
     """
     home = sys.modules.get("einops.einops")
     if home is None:
@@ -51,6 +55,20 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
         if summed is not None and getattr(module, "__dict__", {}).get("einsum") is summed
     ]
     return tuple(f for f in (home.reduce, summed) if f is not None), [home, *callers]
+
+
+@contextmanager
+def taken_for_tensors(kinds: Iterable[type]) -> Iterator[None]:
+    """Let einops take values of these types for tensors of torch; it asks what a type is."""
+    home = sys.modules.get("einops._backends")
+    known: dict[type, Any] = {} if home is None else home.__dict__.get("_type2backend", {})
+    if home is not None:
+        known.update(dict.fromkeys(kinds, home.get_backend(torch.empty(0))))
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            known.pop(kind, None)
 
 
 def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:

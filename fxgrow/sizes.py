@@ -1,4 +1,4 @@
-"""Which sizes of its inputs a traced number is made of."""
+"""Sizes in a traced graph: which ones a number is made of, and arithmetic that nothing uses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-__all__ = ["holds_batch"]
+__all__ = ["drop_unused", "holds_batch"]
 
 
 def holds_batch(node: fx.Node) -> bool:
@@ -49,3 +49,18 @@ def _is_shape(node: fx.Node) -> bool:
     if node.op == "call_method" and node.target in {"size", "stride"}:
         return _dim(node) is None
     return node.op == "call_method" and node.target == "numel"
+
+
+def drop_unused(graph: fx.Graph) -> None:
+    """Erase size arithmetic that opened code left behind (operations stay)."""
+    for node in reversed(list(graph.nodes)):
+        plain = node.op == "get_attr" or (
+            node.op == "call_function"
+            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
+        )
+        asked = {"size", "dim", "numel", "is_floating_point"}
+        sizes = node.op == "call_method" and node.target in asked
+        written = {operator.setitem, operator.iadd, operator.imul}
+        inplace = node.op == "call_function" and node.target in written
+        if not node.users and (plain or sizes) and not inplace:
+            graph.erase_node(node)

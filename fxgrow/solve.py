@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -273,10 +272,10 @@ def _with(whole: Any, index: int | str | None, new: int) -> Any:
     """Return an attribute's new value: the number itself, or a container with it."""
     if index is None:
         return new
-    if isinstance(whole, dict):
+    if isinstance(index, str):
         return {**whole, index: new}
     changed = list(whole)
-    changed[operator.index(index)] = new
+    changed[index] = new
     return type(whole)(changed)
 
 

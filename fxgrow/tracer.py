@@ -20,9 +20,9 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .patterns import layer_as_function, pattern_functions
+from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
 from .recorder import Flag, Recorder, unpacked
-from .sizes import holds_batch
+from .sizes import drop_unused, holds_batch
 from .walks import holds_inside, is_parametrised_by_user
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ KEPT_WHOLE = (
     *(torch.zeros, rnn.pack_padded_sequence, rnn.pack_sequence),
     *(rnn.pad_packed_sequence, rnn.pad_sequence),
 )
-# Functions of sizes and devices, which torch 2.6 does not let take traced ones.
-_FACTORIES = (torch.arange, torch.empty, torch.full, torch.linspace, torch.ones)
+# Functions of sizes, types and devices, which do not take traced ones (in torch 2.6, the most).
+_FACTORIES = (
+    *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones),
+    *(torch.finfo, torch.iinfo),
+)
 
 
 class _Proxy(fx.Proxy):
@@ -225,6 +228,8 @@ class Tracer(Recorder):
     def number(self, node: fx.Node, kind: type[float]) -> float:
         """Compute a number that the code turns into one of Python's, and guard it."""
         value = self.concrete(node)
+        if isinstance(value, bool):  # a decision, counted: ``sum(int(size == -1) ...)``
+            return kind(self.to_bool(self.proxy(node)))
         sized = isinstance(value, (int, float)) and "data" not in self._origins(node)
         if not sized or holds_batch(node):
             raise fx.proxy.TraceError(f"{kind.__name__} of what is no size, or may be the batch's")
@@ -355,7 +360,7 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
         ) from error
-    _drop_unused(graph)
+    drop_unused(graph)
     return graph
 
 
@@ -366,7 +371,7 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad():
+    with torch.no_grad(), taken_for_tensors((_Proxy, _Attribute)), read_anew():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:
@@ -383,18 +388,3 @@ def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:
         if not given and parameter.default is not inspect.Parameter.empty:
             left_out[parameter.name] = parameter.default
     return left_out
-
-
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erase size arithmetic that opened code left behind (operations stay)."""
-    for node in reversed(list(graph.nodes)):
-        plain = node.op == "get_attr" or (
-            node.op == "call_function"
-            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
-        )
-        asked = {"size", "dim", "numel", "is_floating_point"}
-        sizes = node.op == "call_method" and node.target in asked
-        written = {operator.setitem, operator.iadd, operator.imul}
-        inplace = node.op == "call_function" and node.target in written
-        if not node.users and (plain or sizes) and not inplace:
-            graph.erase_node(node)

@@ -267,7 +267,9 @@ def tracked_attributes(
         yield
     finally:
         for table, key, value in reversed(undo):
-            if isinstance(table.get(key), (int, tuple, list, dict)):  # the code may have set it anew
+            if isinstance(
+                table.get(key), (int, tuple, list, dict)
+            ):  # the code may have set it anew
                 table[key] = value
 
 
