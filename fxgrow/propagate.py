@@ -249,11 +249,21 @@ class _Mode(TorchDispatchMode):
 
 
 class ShapeMode(_Mode):
-    """Skips heavy computations: results have the right shapes, but any values."""
+    """Skips heavy computations: results have the right shapes, but any values.
+
+    ``by_values`` says whether a size was met that the values of a tensor decide, not its shape.
+    """
+
+    by_values = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .rules import SHORTCUTS
 
+        if torch.Tag.dynamic_output_shape in func.tags:
+            of_integers = func.overloadpacket is torch.ops.aten.index and not any(
+                index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1]
+            )
+            self.by_values = self.by_values or not of_integers
         skip = SHORTCUTS.get(func.overloadpacket)
         out = skip(args, kwargs or {}) if skip is not None else NotImplemented
         return func(*args, **(kwargs or {})) if out is NotImplemented else out

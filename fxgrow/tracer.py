@@ -111,6 +111,7 @@ class Tracer(Recorder):
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
+        self._by_values: set[fx.Node] = set()  # whose sizes the values of tensors decide
         self._executor: Executor | None = None
         self._busy = False
         self._parameters: dict[str, Any] = {}
@@ -265,7 +266,8 @@ class Tracer(Recorder):
             if current.op == "call_function" and current.target is getattr:
                 method = current.args[1]
             if method in _SIZES or (current.op == "call_function" and current.target is len):
-                found.add("size")
+                known = self._by_values.isdisjoint(current.all_input_nodes)
+                found.add("size" if known else "data")
             elif method not in _STATIC:
                 if isinstance(self.values.get(current), torch.Tensor):
                     found.add("data")
@@ -288,8 +290,12 @@ class Tracer(Recorder):
                 queue.extend(current.all_input_nodes)
         self._busy = True
         try:
-            with ShapeMode():  # type: ignore[no-untyped-call]  # torch does not annotate it
-                self._executor.run(sorted(needed, key=self.numbers.__getitem__))
+            with ShapeMode() as mode:  # type: ignore[no-untyped-call]  # torch does not annotate it
+                for one in sorted(needed, key=self.numbers.__getitem__):
+                    mode.by_values = not self._by_values.isdisjoint(one.all_input_nodes)
+                    self._executor.run([one])
+                    if mode.by_values:
+                        self._by_values.add(one)
         finally:
             self._busy = False
         return self.values[node]

@@ -253,3 +253,26 @@ def test_what_is_wrong_is_said_of_the_inputs_as_given():
     with pytest.raises(DataError, match="targets are needed"):
         fxgrow.inspect(NeedsTargets(), (images,))
     assert [g.name for g in fxgrow.inspect(NeedsTargets(), (images, {})).groups] == ["a"]
+
+
+class Chosen(nn.Module):
+    """Values decide how many tokens there are, and so which way its code takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        kept = x[:, x.mean((0, 2)) > 0]
+        if kept.shape[1] > 3:
+            kept = kept[:, :3]
+        return self.down(self.up(kept).relu()).mean(1)
+
+
+def test_sizes_that_values_decide_are_guarded_by_no_graph():
+    torch.manual_seed(0)
+    model, x = Chosen().double(), torch.randn(2, 9, 4, dtype=torch.float64)
+    growth = fxgrow.widen(model, x, {"up": 2})
+    assert type(growth.module) is Chosen
+    for other in (x.abs(), x.abs() * torch.linspace(-9, 1, 9)[:, None]):  # all tokens, and one
+        assert torch.allclose(model.eval()(other), growth.module.eval()(other), atol=EXACT)
