@@ -311,7 +311,7 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
-        if not labelled and not (packet in self.rules.ECHOING and _is_mask(out)):
+        if not labelled and not (packet in self.rules.ECHOING and _may_meet(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
@@ -351,9 +351,9 @@ class LabelMode(_Mode):
         self.state.assign(target, planes, weight=weight, live=live)
 
 
-def _is_mask(out: Any) -> bool:
-    """Whether a tensor may be added to, or select, what has units: no indices."""
-    return isinstance(out, torch.Tensor) and (out.is_floating_point() or out.dtype is torch.bool)
+def _may_meet(out: Any) -> bool:
+    """Whether a tensor may be added to, or select, what has units."""
+    return isinstance(out, torch.Tensor) and not out.is_complex()
 
 
 def _nothing(out: Any) -> Any:

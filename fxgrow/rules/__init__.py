@@ -224,6 +224,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.roll, "roll flip"),
     _family(shape.pad, "constant_pad_nd"),
     _family(shape.index, "index index_select"),
+    _family(shape.gather, "gather"),
     _family(shape.scatter, "index_add index_copy"),
     _family(shape.im2col, "im2col"),
     _family(
