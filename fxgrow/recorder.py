@@ -21,8 +21,9 @@ from .walks import named_buffers, named_parameters, named_plain
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-__all__ = ["Flag", "Recorder", "unpacked"]
+__all__ = ["Flag", "Recorder", "is_library", "unpacked"]
 
+_PATTERNS = f"{os.sep}einops{os.sep}"
 OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 _THEMSELVES: frozenset[Any] = frozenset(
     {bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device}
@@ -188,4 +189,9 @@ def _kind(code: CodeType) -> str:
     if is_entry(code):
         return "entry"
     name = code.co_filename
-    return "" if name.startswith((*OWN, "<")) else "model"
+    return "" if is_library(name) else "model"
+
+
+def is_library(filename: str) -> bool:
+    """Whether code is torch's, fxgrow's or einops', or of no file: a report names its caller."""
+    return filename.startswith((*OWN, "<")) or _PATTERNS in filename

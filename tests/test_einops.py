@@ -221,6 +221,21 @@ def test_models_that_are_no_graph():
     assert model.sizes == {"h": 3, "name": "heads"}
 
 
+def test_a_number_beside_a_pattern_is_named_with_the_line_of_the_model():
+    class Fixed(Free):
+        def forward(self, x):
+            if float(x.sum()) > 1e9:
+                return x
+            q = einops.rearrange(self.q(x), "b n (h d) -> b h n d", h=3)
+            return self.head(self.out(self.join(q * q.sum(-1, keepdim=True))))
+
+    torch.manual_seed(0)
+    inspection = fxgrow.inspect(Fixed(), torch.randn(2, 5, 12))
+    reason = next(g.reason for g in inspection.frozen if g.name == "q")
+    assert reason.code == "hidden_size"
+    assert "test_einops.py:" in reason.source
+
+
 class Talking(nn.Module):
     """Heads of queries and keys, and those of values, are two widths; its code has one number."""
 
