@@ -340,14 +340,16 @@ class LabelMode(_Mode):
     def _guard_view(
         self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool
     ) -> None:
-        """Label an in-place call; what its base could not know of is frozen."""
+        """Label an in-place call; what its base could not know of is frozen.
+
+        What meets labels of the base along all of its dimensions is united with them in the end.
+        """
         known = self.state.value(target).planes
         planes = tuple(rule(self.state, call))
         if target._is_view():
-            shapes = {p.labels.shape for p in known}
-            self.state.freeze(
-                [p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name
-            )
+            along = {d for p in known for d in p.dims}
+            lost = [p for p in planes if not along.issuperset(p.dims)]
+            self.state.freeze(lost, "in_place_view", call.name)
         self.state.assign(target, planes, weight=weight, live=live)
 
 
