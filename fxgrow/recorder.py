@@ -21,7 +21,7 @@ from .walks import named_buffers, named_parameters, named_plain
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-__all__ = ["Flag", "Recorder", "is_library", "unpacked"]
+__all__ = ["Flag", "Recorder", "gives_parameter", "is_library", "unpacked"]
 
 _PATTERNS = f"{os.sep}einops{os.sep}"
 OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
@@ -177,6 +177,19 @@ def unpacked(code: bytes, at: int) -> int | None:
         return None
     more = code[at - 1] << 8 if at >= 2 and code[at - 2] == dis.EXTENDED_ARG else 0
     return more | code[at + 1]
+
+
+def gives_parameter(args: Any) -> bool:
+    """Whether a parameter is among the arguments of a call."""
+    found = []
+
+    def look(value: Any) -> Any:
+        known = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
+        found.append(known or isinstance(value, nn.Parameter))
+        return value
+
+    fx.node.map_aggregate(args, look)
+    return any(found)
 
 
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.utils import rnn
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
-from .recorder import Flag, Recorder, unpacked
+from .recorder import Flag, Recorder, gives_parameter, unpacked
 from .sizes import drop_unused, holds_batch
 from .walks import holds_inside, is_parametrised_by_user
 
@@ -165,7 +166,18 @@ class Tracer(Recorder):
                 return self._with_buffers(m, forward, args, kwargs)
             if m is self.root:
                 raise
-            return self.create_proxy("call_module", name, args, kwargs)
+            leaf = self.create_proxy("call_module", name, args, kwargs)
+            self._refuse_variants(leaf.node)
+            return leaf
+
+    def _refuse_variants(self, leaf: fx.Node) -> None:
+        """Refuse a leaf that may return other things than now: values decide its sizes."""
+        with suppress(*_REFUSALS):
+            for node in leaf.all_input_nodes:
+                self.concrete(node)
+        decided = not self._by_values.isdisjoint(leaf.all_input_nodes)
+        if decided and not isinstance(self.concrete(leaf), torch.Tensor):
+            raise fx.proxy.TraceError("the values of tensors may decide what a module returns")
 
     def _with_buffers(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.proxy_buffer_attributes = True
@@ -188,7 +200,7 @@ class Tracer(Recorder):
         if kind == "call_function" and not self._busy:
             body = DECOMPOSITIONS.get(target)
             opaque = self.rules.declared(target) is None and is_user_function(target)
-            if body is None and opaque and _gives_parameter((args, kwargs)):
+            if body is None and opaque and gives_parameter((args, kwargs)):
                 body = target
             if body is not None:
                 last = next(iter(reversed(self.graph.nodes)), None)
@@ -335,18 +347,6 @@ def is_user_function(target: Any) -> bool:
     """Whether a graph's function is Python code from outside torch."""
     module = getattr(target, "__module__", "") or ""
     return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
-
-
-def _gives_parameter(args: Any) -> bool:
-    found = []
-
-    def look(value: Any) -> Any:
-        known = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
-        found.append(known or isinstance(value, nn.Parameter))
-        return value
-
-    fx.node.map_aggregate(args, look)
-    return any(found)
 
 
 def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:

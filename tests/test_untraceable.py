@@ -343,3 +343,33 @@ def test_noise_for_each_unit_is_no_blank():
     inspection = fxgrow.inspect(Noisy(), torch.zeros(2, 6))
     assert [g.name for g in inspection.groups] == ["b"]
     assert {g.name: g.reason.code for g in inspection.frozen}["a"] == "unlabelled"
+
+
+class Sampler(nn.Module):
+    """Tells what it has chosen only where it had to choose."""
+
+    def forward(self, x):
+        if x.shape[1] <= 3:
+            return x, None
+        return x[:, :3], torch.arange(3)
+
+
+class Sampled(nn.Module):
+    """What a part returns depends on how many tokens values have left."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.sampler = nn.Linear(4, 6), nn.Linear(6, 2), Sampler()
+
+    def forward(self, x):
+        x, chosen = self.sampler(x[:, x.mean((0, 2)) > 0])
+        h = self.up(x).relu()
+        return self.down(h if chosen is None else h + chosen[:, None]).mean(1)
+
+
+def test_parts_that_may_return_other_things_are_no_leaves():
+    torch.manual_seed(0)
+    model, x = Sampled().double(), torch.randn(2, 9, 4, dtype=torch.float64).abs()
+    growth = fxgrow.widen(model, x, {"up": 2})
+    for other in (x, x * torch.linspace(-9, 1, 9)[:, None]):  # all tokens, and one
+        assert torch.allclose(model.eval()(other), growth.module.eval()(other), atol=EXACT)
