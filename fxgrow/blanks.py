@@ -1,6 +1,6 @@
 """Blank tensors (zeros and their like) that Python code makes at a width that it holds.
 
-Their entries are all alike, so they may grow with whatever they meet.
+Their entries are all alike, or written later, so they may grow with whatever they meet.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from .locator import Locator
     from .propagate import Propagation
 
-__all__ = ["MAKERS", "Blanks", "label_blank", "site_of"]
+__all__ = ["MAKERS", "Blanks", "is_blank", "label_blank", "site_of"]
 
-MAKERS = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"})
+MAKERS = frozenset(
+    f"{prefix}{name}" for prefix in ("", "new_") for name in ("zeros", "ones", "full", "empty")
+)
 """Functions that make them."""
+
+_BLANK = "_fxgrow_blank"
 
 Site = tuple[str, str, str]
 
@@ -39,6 +43,12 @@ def label_blank(state: Propagation, out: torch.Tensor, dims: Iterable[int]) -> N
         shape[dim] = out.shape[dim]
         planes.append(Plane(state.book.fresh(out.shape[dim]).reshape(shape)))
     state.assign(out, planes, weight=False, live=False)
+    out.__dict__[_BLANK] = True
+
+
+def is_blank(tensor: Any) -> bool:
+    """Whether a tensor was made as a blank that may grow."""
+    return isinstance(tensor, torch.Tensor) and _BLANK in tensor.__dict__
 
 
 class Blanks(TorchFunctionMode):

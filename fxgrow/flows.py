@@ -122,6 +122,11 @@ def same(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
     return flows[0] if flows else None
 
 
+def alone(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of an operation that picks entries of one operand, the same ones for all units."""
+    return flows[0] if len(flows) == 1 else None
+
+
 def fixed(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
     """Flow of a function of one operand that is zero at zero."""
     flow = flows[0] if len(flows) == 1 else None

@@ -329,8 +329,10 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     if not any(role == "consumer" for role, _ in own):
         return reason_for("unread", None)
-    if all(role == "consumer" for role, _ in own):  # of an input that is repeated
-        return reason_for("input", None)
+    if all(role == "consumer" for role, _ in own):
+        written = any("producer" in analysis.state.roles.get(axis, ()) for _, axis in own)
+        # Rows that must be zero, too, else columns of an input that is repeated.
+        return reason_for("product" if written else "input", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
         return reason_for("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")

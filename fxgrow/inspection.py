@@ -259,7 +259,7 @@ def _grouped(analysis: Analysis) -> Grouping:
     """Collect the groups; those that a size in Python code holds back are frozen."""
     root, state = analysis.traced.root, analysis.state
     grouping = group_units(analysis)
-    if join_hidden(root, state, [g for g in grouping.groups if SUFFIX in g.name]):
+    if join_hidden(root, state, grouping.groups):
         grouping = group_units(analysis)
     if freeze_hidden(root, state, grouping.groups):
         return group_units(analysis)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from .epsilon import MODULE
-from .recorder import OWN
+from .recorder import is_library
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +31,7 @@ class Locator:
         line, name = "", None
         while frame is not None and (name is None or not line):
             code = frame.f_code
-            if not line and not code.co_filename.startswith((*OWN, "<")):
+            if not line and not is_library(code.co_filename):
                 line = f"{code.co_filename}:{frame.f_lineno}"
             if name is None and code.co_argcount and code.co_varnames[0] == "self":
                 name = self.names.get(id(frame.f_locals.get("self")))

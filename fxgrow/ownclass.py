@@ -7,13 +7,13 @@ code (:mod:`fxgrow.whole`), where sizes are followed back to the attributes they
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .errors import UnsupportedError, VerificationError
 from .inspection import inspect_own
 from .ir import Reason
-from .plan import MAX_ADDED
 from .rewrite import rewrite
 from .verify import verify
 
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .inspection import Inspection
-    from .ir import Rewritten
+    from .ir import Group, Rewritten
+    from .trace import Inputs
 
 __all__ = ["followed", "rewrite_own"]
 
-_OTHERS = "below its code other units grow together"
+_OTHERS = "there it is one with other groups, which grow together, by as many units"
 
 
 def rewrite_own(
@@ -66,18 +67,52 @@ def rewrite_own(
     if rewritten is not None and (inspection.analysis.traced.obstacle or not rewritten.inlined):
         return rewritten
     own = inspect_own(model, inspection)
-    steps = {group.name: group.multiple_of for group in own.groups}
-    lost = [name for name, count in additions.items() if count % steps.get(name, MAX_ADDED)]
+    below = _below(inspection, own)
+    asked, lost = _together(additions, below)
     if not lost:
-        return rewrite(model, own, additions, seed=seed, emit="module")
+        return rewrite(model, own, asked, seed=seed, emit="module")
     if rewritten is None:
         assert refused is not None
         raise refused
-    _must_run(model, rewritten, own, lost)
+    _must_run(model, rewritten, own.analysis.traced.inputs, [(n, below.get(n)) for n in lost])
     return rewritten
 
 
-def _must_run(model: nn.Module, rewritten: Rewritten, own: Inspection, lost: list[str]) -> None:
+def _below(inspection: Inspection, own: Inspection) -> dict[str, Group]:
+    """Find the group below the code that has the units of each group, by its name.
+
+    Names don't tell: several groups of one layer are numbered.
+    """
+    owner = {
+        (slot.tensor, slot.dim, position): group
+        for group in (*own.frozen, *own.groups)
+        for slot in group.slots
+        for position in slot.positions.flat
+    }
+    firsts = {g.name: g.slots[0] for g in inspection.groups}
+    places = {n: (s.tensor, s.dim, s.positions.flat[0]) for n, s in firsts.items()}
+    return {name: owner[place] for name, place in places.items() if place in owner}
+
+
+def _together(
+    additions: Mapping[str, int], below: Mapping[str, Group]
+) -> tuple[dict[str, int], list[str]]:
+    """Additions to the groups below the code, and the names of those that don't fit."""
+    asked: dict[str, int] = {}
+    lost = [name for name in additions if name not in below]
+    for group in {id(g): g for n, g in below.items() if additions.get(n)}.values():
+        several = [name for name, other in below.items() if other is group]
+        counts = {additions.get(name, 0) for name in several}
+        if group.reason is not None or len(counts) > 1 or min(counts) % group.multiple_of:
+            lost += [name for name in several if additions.get(name)]
+        else:
+            asked[group.name] = counts.pop()
+    return asked, lost
+
+
+def _must_run(
+    model: nn.Module, rewritten: Rewritten, inputs: Inputs, lost: list[tuple[str, Group | None]]
+) -> None:
     """Refuse what does not run for a size in code that can't follow, with the reason.
 
     Raises
@@ -85,13 +120,12 @@ def _must_run(model: nn.Module, rewritten: Rewritten, own: Inspection, lost: lis
     UnsupportedError
     """
     try:
-        verify(model, rewritten.module, own.analysis.traced.inputs)
+        verify(model, rewritten.module, inputs)
     except VerificationError as error:
-        reasons = {g.name: g.reason for g in own.frozen if g.reason is not None}
-        why = reasons[lost[0]].message if lost[0] in reasons else _OTHERS
-        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        (name, group), more = lost[0], f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        why = _OTHERS if group is None or group.reason is None else group.reason.message
         raise UnsupportedError(
-            f"group {lost[0]!r}{more} can't grow in the model's own class: {why}; use "
+            f"group {name!r}{more} can't grow in the model's own class: {why}; use "
             "emit='graph', or exclude the group"
         ) from error
 
@@ -115,16 +149,14 @@ def followed(model: nn.Module, inspection: Inspection) -> Inspection:
     if traced.obstacle or traced.rules.functions:  # the caller's are known in graphs only
         return inspection
     own = inspect_own(model, inspection)
-    kept = {group.name: group.multiple_of for group in own.groups}
-    reasons = {group.name: group.reason for group in own.frozen}
-    lost = [
-        replace(g, reason=reasons.get(g.name) or Reason("own_code", _OTHERS))
-        for g in inspection.groups
-        if g.name not in kept
-    ]
-    groups = tuple(
-        replace(group, multiple_of=kept[group.name])
-        for group in inspection.groups
-        if group.name in kept
-    )
-    return replace(inspection, groups=groups, frozen=(*inspection.frozen, *lost))
+    below = _below(inspection, own)
+    shared = Counter(id(group) for group in below.values())
+    groups, lost = [], []
+    for group in inspection.groups:
+        other = below.get(group.name)
+        if other is None or other.reason is not None or shared[id(other)] > 1:
+            reason = None if other is None else other.reason
+            lost.append(replace(group, reason=reason or Reason("own_code", _OTHERS)))
+        else:
+            groups.append(replace(group, multiple_of=other.multiple_of))
+    return replace(inspection, groups=tuple(groups), frozen=(*inspection.frozen, *lost))

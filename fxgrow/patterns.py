@@ -12,12 +12,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx
 
 from .propagate import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import ModuleType
 
     from torch import nn
@@ -25,11 +24,14 @@ if TYPE_CHECKING:
     from .patch import Site
 
 __all__ = [
+    "hold_lengths",
     "is_pattern",
+    "is_pattern_layer",
     "layer_as_function",
-    "packing_traced",
     "patch_pattern",
     "pattern_functions",
+    "read_anew",
+    "taken_for_tensors",
 ]
 
 _GIVEN = ("tensor", "pattern", "reduction")
@@ -40,7 +42,8 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
     """Functions of einops that stay whole, and the modules they are called from.
 
     Nothing is imported: who has not imported einops does not call it. Everything but its
-    ``einsum`` goes through ``reduce``.
+    ``einsum`` goes through ``reduce``, or (``pack``, ``unpack``) is traced; see
+    :func:`taken_for_tensors`.
     """
     home = sys.modules.get("einops.einops")
     if home is None:
@@ -55,19 +58,17 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
 
 
 @contextmanager
-def packing_traced() -> Iterator[None]:
-    """Let einops' ``pack`` and ``unpack`` take traced values: they only reshape, cut and join."""
-    home = sys.modules.get("einops.packing")
-    backend_of = None if home is None else home.__dict__.get("get_backend")
-    if home is None or backend_of is None:
-        yield
-        return
-    backend = backend_of(torch.empty(0))
-    vars(home)["get_backend"] = lambda x: backend if isinstance(x, fx.Proxy) else backend_of(x)
+def taken_for_tensors(kinds: Iterable[type]) -> Iterator[None]:
+    """Let einops take values of these types for tensors of torch; it asks what a type is."""
+    home = sys.modules.get("einops._backends")
+    known: dict[type, Any] = {} if home is None else home.__dict__.get("_type2backend", {})
+    if home is not None:
+        known.update(dict.fromkeys(kinds, home.get_backend(torch.empty(0))))
     try:
         yield
     finally:
-        vars(home)["get_backend"] = backend_of
+        for kind in kinds:
+            known.pop(kind, None)
 
 
 def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
@@ -76,8 +77,7 @@ def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
     A layer holds its lengths as numbers; in a call they can follow. None for other modules.
     Hooks need no care: copies of such a layer have none (einops copies the pattern alone).
     """
-    home = sys.modules.get("einops.layers.torch")
-    if home is None or type(layer) not in {home.Rearrange, home.Reduce}:
+    if not is_pattern_layer(layer):
         return None
 
     def call(layer: Any, x: Any) -> Any:
@@ -87,6 +87,37 @@ def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:
         )
 
     return call
+
+
+def is_pattern_layer(module: Any) -> bool:
+    """Whether a module is a layer of einops that holds lengths of axes."""
+    home = sys.modules.get("einops.layers.torch")
+    return home is not None and type(module) in {home.Rearrange, home.Reduce}
+
+
+def hold_lengths(layer: Any, lengths: Mapping[str, int]) -> None:
+    """Give such a layer other lengths: it keeps them twice, to show and to compute with."""
+    layer.axes_lengths = dict(lengths)
+    layer._axes_lengths = tuple(lengths.items())
+
+
+@contextmanager
+def read_anew() -> Iterator[None]:
+    """Let einops compute the sizes of every call, where they are to remember their origin.
+
+    It keeps what it computed by the sizes that it was given: numbers of another call.
+    """
+    home: Any = sys.modules.get("einops.einops")
+    fresh = getattr(home, "_reconstruct_from_shape_uncached", None)
+    if fresh is None:
+        yield
+        return
+    kept = home._reconstruct_from_shape
+    home._reconstruct_from_shape = fresh
+    try:
+        yield
+    finally:
+        home._reconstruct_from_shape = kept
 
 
 def is_pattern(target: Any) -> bool:

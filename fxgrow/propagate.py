@@ -253,11 +253,21 @@ class _Mode(TorchDispatchMode):
 
 
 class ShapeMode(_Mode):
-    """Skips heavy computations: results have the right shapes, but any values."""
+    """Skips heavy computations: results have the right shapes, but any values.
+
+    ``by_values`` says whether a size was met that the values of a tensor decide, not its shape.
+    """
+
+    by_values = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .rules import SHORTCUTS
 
+        if torch.Tag.dynamic_output_shape in func.tags:
+            of_integers = func.overloadpacket is torch.ops.aten.index and not any(
+                index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1]
+            )
+            self.by_values = self.by_values or not of_integers
         skip = SHORTCUTS.get(func.overloadpacket)
         out = skip(args, kwargs or {}) if skip is not None else NotImplemented
         return func(*args, **(kwargs or {})) if out is NotImplemented else out
@@ -306,7 +316,7 @@ class LabelMode(_Mode):
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
         live = live and packet not in self.rules.TOLD
-        if not labelled and not (packet in self.rules.ECHOING and _is_mask(out)):
+        if not labelled and not (packet in self.rules.ECHOING and _may_meet(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
@@ -335,20 +345,22 @@ class LabelMode(_Mode):
     def _guard_view(
         self, target: torch.Tensor, rule: Any, call: Call, *, weight: bool, live: bool
     ) -> None:
-        """Label an in-place call; what its base could not know of is frozen."""
+        """Label an in-place call; what its base could not know of is frozen.
+
+        What meets labels of the base along all of its dimensions is united with them in the end.
+        """
         known = self.state.value(target).planes
         planes = tuple(rule(self.state, call))
         if target._is_view():
-            shapes = {p.labels.shape for p in known}
-            self.state.freeze(
-                [p for p in planes if p.labels.shape not in shapes], "in_place_view", call.name
-            )
+            along = {d for p in known for d in p.dims}
+            lost = [p for p in planes if not along.issuperset(p.dims)]
+            self.state.freeze(lost, "in_place_view", call.name)
         self.state.assign(target, planes, weight=weight, live=live)
 
 
-def _is_mask(out: Any) -> bool:
-    """Whether a tensor may be added to, or select, what has units: no indices."""
-    return isinstance(out, torch.Tensor) and (out.is_floating_point() or out.dtype is torch.bool)
+def _may_meet(out: Any) -> bool:
+    """Whether a tensor may be added to, or select, what has units."""
+    return isinstance(out, torch.Tensor) and not out.is_complex()
 
 
 def _nothing(out: Any) -> Any:

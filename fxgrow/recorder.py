@@ -21,8 +21,9 @@ from .walks import named_buffers, named_parameters, named_plain
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-__all__ = ["Flag", "Recorder", "unpacked"]
+__all__ = ["Flag", "Recorder", "gives_parameter", "is_library", "unpacked"]
 
+_PATTERNS = f"{os.sep}einops{os.sep}"
 OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 _THEMSELVES: frozenset[Any] = frozenset(
     {bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device}
@@ -178,6 +179,19 @@ def unpacked(code: bytes, at: int) -> int | None:
     return more | code[at + 1]
 
 
+def gives_parameter(args: Any) -> bool:
+    """Whether a parameter is among the arguments of a call."""
+    found = []
+
+    def look(value: Any) -> Any:
+        known = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
+        found.append(known or isinstance(value, nn.Parameter))
+        return value
+
+    fx.node.map_aggregate(args, look)
+    return any(found)
+
+
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 _OPEN = Recorder.open.__code__
 _KINDS: dict[CodeType, str] = {}
@@ -188,4 +202,9 @@ def _kind(code: CodeType) -> str:
     if is_entry(code):
         return "entry"
     name = code.co_filename
-    return "" if name.startswith((*OWN, "<")) else "model"
+    return "" if is_library(name) else "model"
+
+
+def is_library(filename: str) -> bool:
+    """Whether code is torch's, fxgrow's or einops', or of no file: a report names its caller."""
+    return filename.startswith((*OWN, "<")) or _PATTERNS in filename

@@ -1,4 +1,4 @@
-"""Which sizes of its inputs a traced number is made of."""
+"""Sizes in a traced graph: which ones a number is made of."""
 
 from __future__ import annotations
 

@@ -10,7 +10,8 @@ import numpy as np
 from .errors import UnsupportedError
 from .inner import join
 from .patch import Sizes
-from .tracked import Attribute, attributes_of, dims_of, evaluate, text
+from .patterns import hold_lengths, is_pattern_layer
+from .tracked import Attribute, attributes_of, dims_of, divides, evaluate, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,12 +52,13 @@ def _owner(root: nn.Module, attribute: Attribute) -> Any:
 
 
 def solve(
-    equations: Iterable[Equation], old: Mapping[Attribute, int], sizes: Sizes
+    equations: Sequence[Equation], old: Mapping[Attribute, int], sizes: Sizes
 ) -> dict[Attribute, int]:
     """Values of all attributes after growth.
 
     Equations with one open attribute settle it; then those with several that have one
-    left; what no equation asks for stays.
+    left; what no equation asks for stays. A remainder settles nothing while others can:
+    many values leave none.
 
     Raises
     ------
@@ -64,16 +66,19 @@ def solve(
         With the first equation that can't hold.
     """
     known: dict[Attribute, int] = {}
+    vague = {id(e) for e in equations if any(divides(side) for side in e[:2])}
     waiting = list(equations)
     while waiting:
         left = []
         for equation in waiting:
             unknown = _unknown(equation, known)
-            if len(unknown) > 1:
+            if len(unknown) > 1 or (unknown and id(equation) in vague):
                 left.append(equation)
             elif unknown:
                 _settle(equation, unknown.pop(), old, known, sizes)
-        if len(left) == len(waiting):  # nothing moved: take one attribute to be as it was
+        if len(left) == len(waiting) and vague:
+            vague = set()
+        elif len(left) == len(waiting):  # nothing moved: take one attribute to be as it was
             first = min(_unknown(left[0], known), key=lambda a: (a.path, a.name))
             known[first] = old[first]
         waiting = left
@@ -263,6 +268,17 @@ def _computed_later(owner: Any, name: str) -> bool:
     return own and (name in {"num_groups", "num_channels"} or getattr(owner, "transposed", False))
 
 
+def _with(whole: Any, index: int | str | None, new: int) -> Any:
+    """Return an attribute's new value: the number itself, or a container with it."""
+    if index is None:
+        return new
+    if isinstance(index, str):
+        return {**whole, index: new}
+    changed = list(whole)
+    changed[index] = new
+    return type(whole)(changed)
+
+
 def apply_sizes(
     root: nn.Module, shadow: nn.Module, equations: Sequence[Equation], sizes: Sizes
 ) -> list[str]:
@@ -289,11 +305,8 @@ def apply_sizes(
         owner = _owner(root, attribute)
         if _computed_later(owner, attribute.name):
             continue
-        value: Any = new
-        if attribute.index is not None:
-            whole = list(owner.__dict__[attribute.name])
-            whole[attribute.index] = new
-            value = type(owner.__dict__[attribute.name])(whole)
-        setattr(owner, attribute.name, value)
+        setattr(owner, attribute.name, _with(owner.__dict__[attribute.name], attribute.index, new))
+        if is_pattern_layer(owner):
+            hold_lengths(owner, owner.axes_lengths)
         edits.append(f"{text(attribute)}: {old[attribute]} → {new}")
     return edits

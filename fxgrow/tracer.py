@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import operator
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +21,8 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .patterns import layer_as_function, packing_traced, pattern_functions
-from .recorder import Flag, Recorder, unpacked
+from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
+from .recorder import Flag, Recorder, gives_parameter, unpacked
 from .sizes import holds_batch
 from .unused import drop_unused
 from .walks import holds_inside, is_parametrised_by_user
@@ -47,8 +48,11 @@ KEPT_WHOLE = (
     *(torch.zeros, rnn.pack_padded_sequence, rnn.pack_sequence),
     *(rnn.pad_packed_sequence, rnn.pad_sequence),
 )
-# Functions of sizes and devices, which torch 2.6 does not let take traced ones.
-_FACTORIES = (torch.arange, torch.empty, torch.full, torch.linspace, torch.ones)
+# Functions of sizes, types and devices, which do not take traced ones (in torch 2.6, the most).
+_FACTORIES = (
+    *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones),
+    *(torch.finfo, torch.iinfo),
+)
 
 
 class _Proxy(fx.Proxy):
@@ -109,6 +113,7 @@ class Tracer(Recorder):
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
+        self._by_values: set[fx.Node] = set()  # whose sizes the values of tensors decide
         self._executor: Executor | None = None
         self._busy = False
         self._parameters: dict[str, Any] = {}
@@ -162,7 +167,18 @@ class Tracer(Recorder):
                 return self._with_buffers(m, forward, args, kwargs)
             if m is self.root:
                 raise
-            return self.create_proxy("call_module", name, args, kwargs)
+            leaf = self.create_proxy("call_module", name, args, kwargs)
+            self._refuse_variants(leaf.node)
+            return leaf
+
+    def _refuse_variants(self, leaf: fx.Node) -> None:
+        """Refuse a leaf that may return other things than now: values decide its sizes."""
+        with suppress(*_REFUSALS):
+            for node in leaf.all_input_nodes:
+                self.concrete(node)
+        decided = not self._by_values.isdisjoint(leaf.all_input_nodes)
+        if decided and not isinstance(self.concrete(leaf), torch.Tensor):
+            raise fx.proxy.TraceError("the values of tensors may decide what a module returns")
 
     def _with_buffers(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.proxy_buffer_attributes = True
@@ -185,7 +201,7 @@ class Tracer(Recorder):
         if kind == "call_function" and not self._busy:
             body = DECOMPOSITIONS.get(target)
             opaque = self.rules.declared(target) is None and is_user_function(target)
-            if body is None and opaque and _gives_parameter((args, kwargs)):
+            if body is None and opaque and gives_parameter((args, kwargs)):
                 body = target
             if body is not None:
                 last = next(iter(reversed(self.graph.nodes)), None)
@@ -226,7 +242,7 @@ class Tracer(Recorder):
     def number(self, node: fx.Node, kind: type[float]) -> float:
         """Compute a number that the code turns into one of Python's, and guard it."""
         value = self.concrete(node)
-        if isinstance(value, bool):  # a count of what holds
+        if isinstance(value, bool):  # a decision, counted: ``sum(int(size == -1) ...)``
             return kind(self.to_bool(self.proxy(node)))
         sized = isinstance(value, (int, float)) and "data" not in self._origins(node)
         if not sized or holds_batch(node):
@@ -263,7 +279,8 @@ class Tracer(Recorder):
             if current.op == "call_function" and current.target is getattr:
                 method = current.args[1]
             if method in _SIZES or (current.op == "call_function" and current.target is len):
-                found.add("size")
+                known = self._by_values.isdisjoint(current.all_input_nodes)
+                found.add("size" if known else "data")
             elif method not in _STATIC:
                 if isinstance(self.values.get(current), torch.Tensor):
                     found.add("data")
@@ -286,8 +303,12 @@ class Tracer(Recorder):
                 queue.extend(current.all_input_nodes)
         self._busy = True
         try:
-            with ShapeMode():  # type: ignore[no-untyped-call]  # torch does not annotate it
-                self._executor.run(sorted(needed, key=self.numbers.__getitem__))
+            with ShapeMode() as mode:  # type: ignore[no-untyped-call]  # torch does not annotate it
+                for one in sorted(needed, key=self.numbers.__getitem__):
+                    mode.by_values = not self._by_values.isdisjoint(one.all_input_nodes)
+                    self._executor.run([one])
+                    if mode.by_values:
+                        self._by_values.add(one)
         finally:
             self._busy = False
         return self.values[node]
@@ -329,18 +350,6 @@ def is_user_function(target: Any) -> bool:
     return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
 
 
-def _gives_parameter(args: Any) -> bool:
-    found = []
-
-    def look(value: Any) -> Any:
-        known = isinstance(value, fx.Proxy) and value.node.op == "get_attr"
-        found.append(known or isinstance(value, nn.Parameter))
-        return value
-
-    fx.node.map_aggregate(args, look)
-    return any(found)
-
-
 def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
     """Trace ``root`` in the mode it is in.
 
@@ -369,7 +378,7 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad(), packing_traced():
+    with torch.no_grad(), taken_for_tensors((_Proxy, _Attribute)), read_anew():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:

@@ -17,6 +17,7 @@ import numpy as np
 from torch import nn
 
 from .attributes import ATTRIBUTES
+from .patterns import is_pattern_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ __all__ = [
     "TrackedInt",
     "attributes_of",
     "dims_of",
+    "divides",
     "evaluate",
     "expression",
     "text",
@@ -42,11 +44,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attribute:
-    """An int that a module holds: ``index`` tells which of a list or tuple."""
+    """An int that a module holds: ``index`` tells which of a list, tuple or dict."""
 
     path: str
     name: str
-    index: int | None = None
+    index: int | str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +126,13 @@ def dims_of(expr: Expr) -> list[Dim | Bound]:
     return [leaf for leaf in _leaves(expr) if not isinstance(leaf, Attribute)]
 
 
+def divides(expr: Expr) -> bool:
+    """Whether an expression has a remainder in it, which many values may leave."""
+    if not isinstance(expr, Operation):
+        return False
+    return expr.function is operator.mod or divides(expr.left) or divides(expr.right)
+
+
 def text(expr: Expr) -> str:
     """Write an expression as the model's code may have it.
 
@@ -137,7 +146,7 @@ def text(expr: Expr) -> str:
         return f"{text(expr.left)} {symbol} {text(expr.right)}"
     if isinstance(expr, Attribute):
         name = f"{expr.path}.{expr.name}" if expr.path else expr.name
-        return name if expr.index is None else f"{name}[{expr.index}]"
+        return name if expr.index is None else f"{name}[{expr.index!r}]"
     if isinstance(expr, int):
         return str(expr)
     return f"shape[{expr.dim}]" if isinstance(expr, Dim) else str(expr.index)
@@ -258,7 +267,9 @@ def tracked_attributes(
         yield
     finally:
         for table, key, value in reversed(undo):
-            if isinstance(table.get(key), (int, tuple, list)):  # the code may have set it anew
+            if isinstance(
+                table.get(key), (int, tuple, list, dict)
+            ):  # the code may have set it anew
                 table[key] = value
 
 
@@ -283,6 +294,10 @@ def _track(
             table[key] = made
         elif isinstance(owner, nn.Module) and _holds_sizes(value):
             _track(value, f"{path}.{key}" if path else key, tell, undo, seen)
+    if is_pattern_layer(owner):  # computes with what it keeps beside the lengths that it shows
+        made = _tracked(owner.axes_lengths, path, "axes_lengths", tell)
+        undo.append((table, "_axes_lengths", table["_axes_lengths"]))
+        table["_axes_lengths"] = tuple(made.items())
 
 
 def _holds_sizes(value: Any) -> bool:
@@ -303,4 +318,11 @@ def _tracked(value: Any, path: str, key: str, tell: Callable[[Expr, Expr], None]
         return type(value)(
             TrackedInt.of(v, Attribute(path, key, i), tell) for i, v in enumerate(value)
         )
+    if type(value) is dict and any(type(v) is int for v in value.values()):
+        return {
+            k: TrackedInt.of(v, Attribute(path, key, k), tell)
+            if type(v) is int and type(k) is str
+            else v
+            for k, v in value.items()
+        }
     return value

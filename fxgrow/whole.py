@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from .patterns import read_anew
 from .propagate import LABELS_KEY
 from .rules.recurrent import is_recurrent
 from .tracked import tracked_attributes
@@ -81,7 +82,7 @@ def watching(
         return
     state.computed = True
     witness = state.witness = Witness(state, root)
-    with tracked_attributes(root, leaves, witness.tell):
+    with tracked_attributes(root, leaves, witness.tell), read_anew():
         try:
             yield
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from checks import doubled, errors, randomised, step, untrained
@@ -160,10 +162,166 @@ def test_numbers_that_layers_hold_follow():
     assert max(errors(model, again.module, x)) <= 1e-10
 
 
-def test_the_own_class_is_refused_with_the_reason():
+@pytest.mark.parametrize("make", [network, by_layers])
+def test_lengths_follow_in_the_users_class(make):
+    model, x = make()
+    groups = fxgrow.inspect(model, x).groups
+    for group in groups:
+        grown = fxgrow.widen(model, x, {group.name: group.multiple_of}, emit="module")
+        assert type(grown.module) is type(model)
+        assert max(errors(model, grown.module, x)) <= 1e-10
+    grown = fxgrow.widen(model, x, {g.name: step(g, 2) for g in groups}, emit="module")
+    assert max(errors(model, grown.module, x)) <= 1e-10
+    again = fxgrow.widen(grown.module, x, 1, emit="module")
+    assert max(errors(model, again.module, x)) <= 1e-10
+
+
+def test_layers_show_what_they_compute_with(tmp_path):
+    """They hold lengths twice, and copies of them are made of the ones that they show."""
     model, x = by_layers()
-    with pytest.raises(UnsupportedError, match=r"own class.*comparison"):
-        fxgrow.widen(model, x, {"q": 2}, emit="module")
+    growth = fxgrow.widen(model, x, {"q": 2}, emit="module")
+    assert "split.axes_lengths['h']: 3 → 5" in growth.report["edits"]
+    assert "h=5" in repr(growth.module.split)
+    assert "h=3" in repr(model.split)
+    growth.save(tmp_path / "grown.safetensors")
+    loaded = fxgrow.load(tmp_path / "grown.safetensors", base=model).module
+    for module in (growth.module, copy.deepcopy(growth.module), loaded):
+        assert max(errors(model, module, x)) <= 1e-10
+        assert all(type(length) is int for _, length in module.split._axes_lengths)
+
+
+class Free(ByLayers):
+    """The same as no graph, with sizes in a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = {"h": 3, "name": "heads"}
+        self.split = None
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        q, k, v = (
+            einops.rearrange(linear(x), "b n (h d) -> b h n d", h=self.sizes["h"])
+            for linear in (self.q, self.k, self.v)
+        )
+        x = x + self.out(self.join((q @ k.transpose(-1, -2) * 0.5).softmax(-1) @ v))
+        return self.head(self.pool(x))
+
+
+def test_models_that_are_no_graph():
+    torch.manual_seed(0)
+    model, x = randomised(Free()), doubled(torch.randn(2, 5, 12))
+    inspection = fxgrow.inspect(model, x)
+    assert inspection.analysis.traced.obstacle
+    assert {g.name: (g.width, g.rows_per_unit) for g in inspection.groups} == {"q": (3, 4)}
+    growth = fxgrow.widen(model, x, {"q": 2})
+    assert max(errors(model, growth.module, x)) <= 1e-10
+    assert growth.module.sizes == {"h": 5, "name": "heads"}
+    assert model.sizes == {"h": 3, "name": "heads"}
+
+
+def test_a_number_beside_a_pattern_is_named_with_the_line_of_the_model():
+    class Fixed(Free):
+        def forward(self, x):
+            if float(x.sum()) > 1e9:
+                return x
+            q = einops.rearrange(self.q(x), "b n (h d) -> b h n d", h=3)
+            return self.head(self.out(self.join(q * q.sum(-1, keepdim=True))))
+
+    torch.manual_seed(0)
+    inspection = fxgrow.inspect(Fixed(), torch.randn(2, 5, 12))
+    reason = next(g.reason for g in inspection.frozen if g.name == "q")
+    assert reason.code == "hidden_size"
+    assert "test_einops.py:" in reason.source
+
+
+class Talking(nn.Module):
+    """Heads of queries and keys, and those of values, are two widths; its code has one number."""
+
+    def __init__(self, heads=3, each=4, width=12):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * heads * each), nn.Linear(heads * each, width)
+        self.mix = nn.Parameter(torch.randn(heads, heads))
+
+    def forward(self, x):
+        q, k, v = (
+            einops.rearrange(t, "b n (h d) -> b h n d", h=self.heads)
+            for t in self.qkv(x).chunk(3, dim=-1)
+        )
+        scores = (q @ k.transpose(-1, -2) * 0.5).softmax(-1)
+        scores = torch.einsum("bhij,hg->bgij", scores, self.mix)
+        return self.out(einops.rearrange(scores @ v, "b h n d -> b n (h d)"))
+
+
+def test_widths_that_are_one_in_the_users_class():
+    torch.manual_seed(0)
+    model, x = randomised(Talking()), doubled(torch.randn(2, 5, 12))
+    names = [g.name for g in fxgrow.inspect(model, x).groups]
+    assert names == ["qkv", "qkv#2"]
+    growth = fxgrow.widen(model, x, dict.fromkeys(names, 2), emit="module")
+    assert growth.module.heads == 5
+    assert max(errors(model, growth.module, x)) <= 1e-10
+    for additions in ({"qkv": 1}, {"qkv#2": 1}, {"qkv": 1, "qkv#2": 2}):
+        with pytest.raises(UnsupportedError, match="grow together, by as many units"):
+            fxgrow.widen(model, x, additions, emit="module")
+        assert fxgrow.widen(model, x, additions).verification.passed
+
+
+class Packs(nn.Module):
+    """Tokens packed and unpacked, a mask of a size and a number of a type that are traced."""
+
+    def __init__(self, width=12, heads=3):
+        super().__init__()
+        self.heads = heads
+        self.token = nn.Parameter(torch.randn(width))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, image):
+        x = einops.rearrange(image, "b c h w -> b h w c")
+        token = einops.repeat(self.token, "d -> b d", b=x.shape[0])
+        x, sizes = einops.pack([token, x], "b * d")
+        q, k, v = einops.rearrange(self.qkv(x), "b n (k h d) -> k b h n d", k=3, h=self.heads)
+        scores = q @ k.transpose(-1, -2) * 0.5
+        itself = torch.eye(scores.shape[-1], device=x.device, dtype=torch.bool)
+        scores = scores.masked_fill(itself, -torch.finfo(scores.dtype).max)
+        out = self.out(einops.rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)"))
+        token, x = einops.unpack(x + out, sizes, "b * d")
+        return self.head(token), einops.reduce(x, "b h w d -> b d", "max")
+
+
+@pytest.mark.parametrize("emit", ["graph", "module"])
+def test_packed_tokens(emit):
+    torch.manual_seed(0)
+    model, x = randomised(Packs()), doubled(torch.randn(2, 12, 4, 3))
+    inspection = fxgrow.inspect(model, x)
+    assert not inspection.analysis.traced.obstacle
+    nodes = inspection.analysis.traced.graphs["eval"].nodes
+    assert not any("einops.packing" in getattr(n.target, "__module__", "") for n in nodes)
+    assert {g.name: g.width for g in inspection.groups} == {"qkv": 3}
+    growth = fxgrow.widen(model, x, {"qkv": 2}, emit=emit)
+    assert max(errors(model, growth.module, x)) <= 1e-10
+    other = doubled(torch.randn(3, 12, 2, 5))
+    with torch.no_grad():
+        for old, new in zip(model.eval()(other), growth.module.eval()(other), strict=True):
+            assert torch.allclose(old, new, atol=1e-12)
+
+
+def test_einops_is_left_as_it_was():
+    """Values that are traced are known to it while tracing lasts, and its caches hold none."""
+    from einops import _backends
+    from einops import einops as home
+
+    before = dict(_backends._type2backend), home._reconstruct_from_shape
+    model, x = by_layers()
+    fxgrow.widen(model, x, {"q": 1}, emit="module")
+    fxgrow.inspect(Packs().double(), doubled(torch.randn(2, 12, 4, 3)))
+    assert (dict(_backends._type2backend), home._reconstruct_from_shape) == before
+    sizes = einops.parse_shape(torch.zeros(2, 3), "b c")
+    assert all(type(size) is int for size in sizes.values())
+    assert "h=3" in repr(model.split)
 
 
 class Packing(nn.Module):
@@ -200,11 +358,3 @@ def test_packed_tensors_stay_a_graph():
         other = torch.randn(shape).double()
         assert max(errors(model, growth.module, other)) <= 1e-10
     assert untrained(growth.module, growth.groups, example) == []
-
-
-def test_einops_is_left_as_it_was():
-    """While a model is traced, ``pack`` takes traced values; afterwards it refuses them."""
-    home = pytest.importorskip("einops.packing")
-    before = home.get_backend
-    fxgrow.inspect(Packing(), torch.randn(2, 2, 3, 4))
-    assert home.get_backend is before

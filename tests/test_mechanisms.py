@@ -150,6 +150,24 @@ class Windows(nn.Module):
         return self.head((windows + self.mask[:, None].unsqueeze(0)).mean((2, 3, 4, 5)))
 
 
+class Kept(nn.Module):
+    """A masked autoencoder: data choose the tokens that it goes on with."""
+
+    def __init__(self, width=None):
+        super().__init__()
+        self.width = width
+        self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(2))
+        self.up, self.down = nn.Linear(6, 7), nn.Linear(7, 6)
+
+    def forward(self, x):
+        order = x.sum(-1).argsort(1)[:, :4]
+        x = self.embed(x)
+        x = x.gather(1, order.unsqueeze(-1).repeat(1, 1, self.width or x.shape[2]))
+        x = x + self.down(self.up(self.norms[0](x)).relu())
+        return self.head(self.norms[1](x))
+
+
 _VARIANCES = (
     lambda x: torch.var(x, dim=-1, keepdim=True),
     lambda x: x.var(-1, False, keepdim=True),
@@ -168,6 +186,8 @@ MODELS = {  # what builds it, its input, layers that have to grow
     "variance, corrected": (lambda: SimpleNorm(_VARIANCES[2]), (2, 3, 5, 5), {"stem"}),
     "variance in space": (lambda: SimpleNorm(_VARIANCES[3]), (2, 3, 5, 5), {"stem"}),
     "grid of tokens": (Blocks, (2, 9, 5), {"embed", "qkv"}),
+    "tokens that data choose": (Kept, (2, 7, 5), {"embed", "up"}),
+    "tokens chosen along a number": (lambda: Kept(6), (2, 7, 5), {"embed", "up"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 
@@ -189,6 +209,15 @@ def test_grows_exactly_and_trains(name):
     grown = rewrite(model, inspection, {g.name: step(g, 2) for g in inspection.groups})
     assert max(errors(model, grown.module, example)) <= EXACT
     assert untrained(grown.module, grown.groups, example) == []
+
+
+@pytest.mark.parametrize("name", ["tokens that data choose", "tokens chosen along a number"])
+def test_a_stream_of_chosen_tokens_grows_by_single_units(name):
+    model, example, _ = built(name)
+    steps = {g.name: g.multiple_of for g in fxgrow.inspect(model, example).groups}
+    assert steps == {"embed": 1, "up": 1}
+    growth = fxgrow.widen(model, example, {"embed": 1, "up": 2}, emit="module")
+    assert max(errors(model, growth.module, example)) <= EXACT
 
 
 def test_constants_have_no_memory_format():

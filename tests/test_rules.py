@@ -71,6 +71,8 @@ def split_sizes(x):
     return torch.cat([c, b, a], 1).relu()
 
 
+PICKED = torch.tensor([[[5, 0, 17, 9, 5, 63]]])  # positions
+EACH = torch.arange(WIDTH * 6).view(1, WIDTH, 6)  # others for every channel
 IMAGE = {
     "relu": torch.relu,
     "relu_": lambda x: x.relu_(),
@@ -133,9 +135,25 @@ IMAGE = {
         ..., None
     ].mean(2, keepdim=True),
     "einsum": lambda x: torch.einsum("bchw,bcvw->bchv", x, x.relu()),
+    "gather": lambda x: (
+        x.flatten(2).gather(2, PICKED.expand(2, x.shape[1], -1)).unflatten(2, (2, 3))
+    ),
+    "take_along_dim": lambda x: x.flatten(2).take_along_dim(PICKED, 2).unflatten(2, (2, 3)),
     "inplace write": lambda x: x.clone().mul_(2).add_(1),
 }
 FROZEN = {
+    "gather channels": (
+        lambda x: x.gather(1, torch.tensor([3, 1]).view(1, 2, 1, 1).expand(2, -1, 8, 8)),
+        "data_dependent",
+    ),
+    "gather by a constant": (
+        lambda x: x.flatten(2).gather(2, PICKED.repeat(2, WIDTH, 1)).unflatten(2, (2, 3)),
+        "unlabelled",
+    ),
+    "gather by channel": (
+        lambda x: x.flatten(2).gather(2, EACH.expand(2, -1, -1)).unflatten(2, (2, 3)),
+        "unlabelled",
+    ),
     "softmax": (lambda x: torch.softmax(x, 1), "_softmax"),
     "cumsum": (lambda x: torch.cumsum(x, 1), "cumsum"),
     "sort": (lambda x: torch.sort(x, 1).values, "sort"),

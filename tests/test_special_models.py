@@ -15,9 +15,12 @@ import pytest
 import test_einops
 import test_heads
 import test_jointly
+import test_mechanisms
+import test_own_code
 import test_peaks
 import test_positions
 import test_recurrent
+import test_rules
 import test_standard
 import test_tables
 import test_user_rules
@@ -420,6 +423,9 @@ def test_every_line_of_the_table_names_a_test():
         "positions": test_positions,
         "standard": test_standard,
         "tables": test_tables,
+        "mechanisms": test_mechanisms,
+        "operations": test_rules,
+        "code": test_own_code,
     }
     for line in lines:
         home, test, case = re.search(

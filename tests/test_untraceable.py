@@ -75,18 +75,19 @@ class Fixed(nn.Module):
 
 
 class TwoRoles(nn.Module):
-    """One attribute is the size of two widths."""
+    """One attribute is the size of two widths; the second may be twice that size."""
 
-    def __init__(self):
+    def __init__(self, times=1):
         super().__init__()
-        self.size = 8
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.size, self.twice = 8, times > 1
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8 * times), nn.Linear(8 * times, 2)
 
     def forward(self, x):
         if float(x.sum()) > 1e9:
             return x
         h = self.a(x).relu().view(-1, self.size)
-        return self.c(self.b(h).relu().view(-1, self.size))
+        h = self.b(h).relu()
+        return self.c(h.view(-1, 2 * self.size if self.twice else self.size))
 
 
 def free():
@@ -134,14 +135,24 @@ def test_a_number_in_the_code_freezes_with_module_and_line():
     assert "test_untraceable.py:" in reason.source
 
 
-def test_an_attribute_with_two_roles_freezes_both():
-    inspection = fxgrow.inspect(TwoRoles(), torch.zeros(2, 6))
+def test_an_attribute_with_two_roles_makes_one_group_of_both():
+    torch.manual_seed(0)
+    model, x = TwoRoles().double(), torch.randn(3, 6, dtype=torch.float64)
+    (group,) = fxgrow.inspect(model, x).groups
+    assert (group.name, group.layers) == ("a", ("a", "b", "c"))
+    growth = fxgrow.widen(model, x, {"a": 2}, emit="module")
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    assert (growth.module.size, growth.module.b.out_features) == (10, 10)
+
+
+def test_an_attribute_with_two_roles_freezes_widths_that_differ():
+    inspection = fxgrow.inspect(TwoRoles(2), torch.zeros(2, 6))
     assert not inspection.groups
     reasons = {g.name: g.reason for g in inspection.frozen}
     assert reasons["a"].code == reasons["b"].code == "hidden_size"
     assert "size would have to become" in reasons["a"].message
     with pytest.raises(NothingToGrow):
-        fxgrow.widen(TwoRoles(), torch.zeros(2, 6), 1, emit="module")
+        fxgrow.widen(TwoRoles(2), torch.zeros(2, 6), 1, emit="module")
 
 
 def test_where_no_graph_can_be_had_the_class_grows_and_the_report_says_why():

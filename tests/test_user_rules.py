@@ -283,17 +283,17 @@ class Branching(nn.Module):
 
     def __init__(self, width=5):
         super().__init__()
-        self.width = {"all": width}
+        self.width = {"all": [width]}
         self.mix, self.scale = nn.Linear(width, width), nn.Parameter(torch.ones(width))
 
     def forward(self, x):
         if float(x.detach()[0, 0]) > 1e9:
             return x
-        assert x.shape[-1] == self.width["all"]
-        return torch.tanh(self.mix(x.view(-1, self.width["all"]))) * self.scale
+        assert x.shape[-1] == self.width["all"][0]
+        return torch.tanh(self.mix(x.view(-1, self.width["all"][0]))) * self.scale
 
 
-SIZED = fxgrow.resizable(Branching, width=lambda module: {"all": module.scale.shape[0]})
+SIZED = fxgrow.resizable(Branching, width=lambda module: {"all": [module.scale.shape[0]]})
 
 
 def test_modules_that_leave_torch():
@@ -309,7 +309,7 @@ def test_modules_with_sizes_of_their_own():
     assert "first" not in {g.name for g in inspection.groups}
     growth = grown(model, [SIZED])
     inner = growth.module.get_submodule("operation")
-    assert inner.width == {"all": 7}
+    assert inner.width == {"all": [7]}
     assert (inner.mix.in_features, inner.mix.out_features) == (7, 7)
     assert type(inner) is Branching
     assert not inner.mix._forward_pre_hooks

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..blanks import is_blank
 from ..echoes import without
 from ..flows import Flow, fixed, masked, noise, nothing, product, same, total
 from ..placing import place
@@ -82,6 +83,11 @@ def pointwise(state: Propagation, call: Call) -> Any:
     if name in _SUMS and len(tensors) == 2 and first is call.out:
         planes = centred(state, tensors, call.out, planes)
     return planes if first is call.out else [planes] * len(call.out)
+
+
+def drawn(state: Propagation, call: Call) -> Any:
+    """Random numbers, of which a blank has one for every unit, and after growth others."""
+    return () if is_blank(call.args[0]) else pointwise(state, call)
 
 
 def addcmul(state: Propagation, call: Call) -> list[Plane]:
@@ -233,6 +239,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.roll, "roll flip"),
     _family(shape.pad, "constant_pad_nd"),
     _family(shape.index, "index index_select"),
+    _family(shape.gather, "gather"),
     _family(shape.scatter, "index_add index_copy"),
     _family(shape.im2col, "im2col"),
     _family(
@@ -268,9 +275,9 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
         pointwise,
         "native_dropout dropout clone _to_copy detach alias lift_fresh contiguous zero_ fill "
         "zeros_like ones_like empty_like full_like rand_like randn_like hardswish hardsigmoid "
-        "silu gelu mish elu leaky_relu softplus bernoulli uniform normal random _prelu_kernel "
-        "glu_jvp",
+        "silu gelu mish elu leaky_relu softplus _prelu_kernel glu_jvp",
     ),
+    _family(drawn, "bernoulli uniform normal random"),
     _family(copy_, "copy"),
     _family(addcmul, "addcmul"),
     _family(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..echoes import echoes_of, is_echo, without
-from ..flows import total
+from ..flows import alone, total
 from ..labels import Meeting, Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
 
@@ -25,7 +25,7 @@ def _each(planes: Sequence[Plane], move: Callable[[Labels], Labels]) -> list[Pla
     return [p._replace(labels=move(p.labels)) for p in planes]
 
 
-def _cut(planes: Planes, dim: int, piece: slice) -> list[Plane]:
+def _cut(planes: Sequence[Plane], dim: int, piece: slice) -> list[Plane]:
     """Slice where a plane varies along ``dim``; nothing still has other dimensions."""
     index = (slice(None),) * dim + (piece,)
 
@@ -342,6 +342,22 @@ def index(state: Propagation, call: Call) -> list[Plane]:
             if touched & set(plane.dims):
                 state.freeze([plane], "data_dependent", call.name)
     return execute(state, call)
+
+
+def gather(state: Propagation, call: Call) -> list[Plane]:
+    """Entries of one dimension, chosen by data; an index repeated for all units follows them."""
+    x, dim, chosen = call.args[0], call.args[1] % max(call.args[0].ndim, 1), call.args[2]
+    planes = state.planes(x)
+    state.freeze([p for p in planes if dim in p.dims], "data_dependent", call.name)
+    rest, shape = [p for p in planes if dim not in p.dims], list(x.shape)
+    for d, size in enumerate(chosen.shape):
+        if d == dim:
+            shape[d] = size
+        elif size < x.shape[d]:  # the first ones
+            rest, shape[d] = _cut(rest, d, slice(size)), size
+    operands = [(rest, shape), (state.planes(chosen), chosen.shape)]
+    where = state.where(call.name)
+    return state.book.meet(operands, call.out.ndim, where, flow=alone, product=True)
 
 
 def scatter(state: Propagation, call: Call) -> list[Plane]:

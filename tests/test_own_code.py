@@ -1,0 +1,135 @@
+"""Code that is no graph: what it writes into blanks, noise, and sizes that values decide."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxgrow
+
+EXACT = 1e-10
+
+
+class Chosen(nn.Module):
+    """Values decide how many tokens there are, and so which way its code takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        kept = x[:, x.mean((0, 2)) > 0]
+        if kept.shape[1] > 3:
+            kept = kept[:, :3]
+        return self.down(self.up(kept).relu()).mean(1)
+
+
+def test_sizes_that_values_decide_are_guarded_by_no_graph():
+    torch.manual_seed(0)
+    model, x = Chosen().double(), torch.randn(2, 9, 4, dtype=torch.float64)
+    growth = fxgrow.widen(model, x, {"up": 2})
+    assert type(growth.module) is Chosen
+    for other in (x.abs(), x.abs() * torch.linspace(-9, 1, 9)[:, None]):  # all tokens, and one
+        assert torch.allclose(model.eval()(other), growth.module.eval()(other), atol=EXACT)
+
+
+class Latent(nn.Module):
+    """Parts of keys are copied into a blank: some are the heads' own, some are shared by all."""
+
+    def __init__(self, write, heads=3, own=4, shared=2, width=12):
+        super().__init__()
+        self.write, self.heads, self.own, self.shared = write, heads, own, shared
+        self.q = nn.Linear(width, heads * (own + shared))
+        self.kv, self.rot = nn.Linear(width, 2 * heads * own), nn.Linear(width, shared)
+        self.out = nn.Linear(heads * own, 2)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(x).view(*x.shape[:2], -1, 2 * self.own).transpose(1, 2)
+        own, v = kv.split([self.own, self.own], dim=-1)
+        rot = self.rot(x)[:, None].expand(-1, own.shape[1], -1, -1)
+        k = self.write(kv, own, rot, self.own, self.own + self.shared)
+        return self.out(((q @ k.mT * 0.4).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def copied(kv, own, rot, cut, size):
+    k = kv.new_empty(*kv.shape[:-1], size)
+    k[..., :cut].copy_(own)
+    k[..., cut:].copy_(rot)
+    return k
+
+
+def set_in_zeros(kv, own, rot, cut, size):
+    k = torch.zeros(*kv.shape[:-1], size, dtype=kv.dtype)
+    k[..., :cut] = own
+    k[..., cut:] = rot
+    return k
+
+
+@pytest.mark.parametrize("write", [copied, set_in_zeros])
+def test_heads_whose_parts_are_copied_into_a_blank(write):
+    torch.manual_seed(0)
+    model, x = Latent(write).double(), torch.randn(2, 5, 12, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    (group,) = inspection.groups
+    assert (group.width, set(group.layers)) == (3, {"q", "kv", "out"})
+    reasons = {g.reason.code for g in inspection.frozen if "rot" in g.layers}
+    assert "inner_axis" in reasons
+    growth = fxgrow.widen(model, x, {group.name: 2})
+    module = growth.module
+    assert max(growth.verification.eval_error, growth.verification.train_error) <= EXACT
+    assert (module.heads, module.own, module.shared) == (5, 4, 2)
+    assert (module.q.out_features, module.kv.out_features) == (30, 40)
+
+
+class Noisy(nn.Module):
+    """Adds noise for each unit, drawn into a blank."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 10), nn.Linear(10, 2)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        h = self.a(x).relu()
+        return self.c(self.b(h + torch.empty(len(x), self.a.out_features).uniform_()).relu())
+
+
+def test_noise_for_each_unit_is_no_blank():
+    inspection = fxgrow.inspect(Noisy(), torch.zeros(2, 6))
+    assert [g.name for g in inspection.groups] == ["b"]
+    assert {g.name: g.reason.code for g in inspection.frozen}["a"] == "unlabelled"
+
+
+class Sampler(nn.Module):
+    """Tells what it has chosen only where it had to choose."""
+
+    def forward(self, x):
+        if x.shape[1] <= 3:
+            return x, None
+        return x[:, :3], torch.arange(3)
+
+
+class Sampled(nn.Module):
+    """What a part returns depends on how many tokens values have left."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.sampler = nn.Linear(4, 6), nn.Linear(6, 2), Sampler()
+
+    def forward(self, x):
+        x, chosen = self.sampler(x[:, x.mean((0, 2)) > 0])
+        h = self.up(x).relu()
+        return self.down(h if chosen is None else h + chosen[:, None]).mean(1)
+
+
+def test_parts_that_may_return_other_things_are_no_leaves():
+    torch.manual_seed(0)
+    model, x = Sampled().double(), torch.randn(2, 9, 4, dtype=torch.float64).abs()
+    growth = fxgrow.widen(model, x, {"up": 2})
+    for other in (x, x * torch.linspace(-9, 1, 9)[:, None]):  # all tokens, and one
+        assert torch.allclose(model.eval()(other), growth.module.eval()(other), atol=EXACT)
