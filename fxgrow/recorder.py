@@ -8,15 +8,19 @@ with the model. Besides, every node remembers its source line and its checkpoint
 from __future__ import annotations
 
 import dis
+import inspect
 import os
 import sys
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .recompute import KEY, Region, Regions, is_entry
-from .walks import named_buffers, named_parameters, named_plain
+from .taps import Wrapped, constants, flagged, tapped, wrapping
+from .walks import named_buffers, named_modules, named_parameters, named_plain
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -51,6 +55,45 @@ class Recorder(fx.Tracer):
         self._around: list[tuple[str, Region | None]] = [("", None)]
         self._named: dict[int, tuple[str, torch.Tensor]] = {}  # held, so that ids stay theirs
         self.numbers: dict[fx.Node, int] = {}  # in order of the graph
+        self.whole: tuple[Any, ...] = ()  # functions whose nodes stand for themselves
+        self.homes: list[Any] = []  # modules in which they may have other names
+
+    def trace(
+        self, root: nn.Module, concrete_args: dict[str, Any] | None = None  # type: ignore[override]
+    ) -> fx.Graph:
+        """Trace a shadow, as ``torch.fx`` does it."""
+        _LazyGraphModule.force_recompile(root)
+        self.root = root
+        forward: Any = type(root).forward
+        if not isinstance(forward, FunctionType):
+            raise TypeError(f"forward is no function but a {type(forward).__name__}")
+        self.submodule_paths = {module: name for name, module in named_modules(root).items()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        code = forward.__code__
+        self.graph._co_fields = {
+            "co_name": code.co_name,
+            "co_filename": code.co_filename,
+            "co_firstlineno": code.co_firstlineno,
+        }
+        self.tensor_attrs = constants(root)
+        cache: dict[str, Any] = {}
+
+        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.call_module(module, module._call_impl, args, kwargs)
+
+        def read(name: str, value: Any) -> Any:
+            return self.getattr(name, value, cache)
+
+        with flagged():
+            run, args = self.create_args_for_root(forward, True, concrete_args)
+            with tapped(root, called, read), wrapping() as patcher:
+                self.wrapped = Wrapped(patcher, self.whole, self.homes)
+                self.wrapped.look(forward.__globals__)
+                hints = inspect.get_annotations(inspect.unwrap(run))
+                result = (self.create_arg(run(*args)),)
+                self.create_node("output", "output", result, {}, type_expr=hints.get("return"))
+        self.submodule_paths = None
+        return self.graph
 
     # -- nodes -------------------------------------------------------------------
 

@@ -100,11 +100,11 @@ class Tracer(Recorder):
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
         none: Any = ()  # annotated as a tuple of one module
         patterns, callers = pattern_functions()
+        super().__init__(none, param_shapes_constant=False)
         self.whole = (*KEPT_WHOLE, *_FACTORIES, *patterns, *rules.functions)
-        super().__init__(none, self.whole, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
-        self._autowrap_search = [torch, rnn, *callers, *(home for home in homes if home)]
+        self.homes = [*callers, *(home for home in homes if home)]
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
@@ -136,6 +136,7 @@ class Tracer(Recorder):
             name = self.path_of_module(m)
             if self.is_leaf_module(m, name):
                 return self.record(m, name, args, kwargs)
+        self.wrapped.look(getattr(m.forward, "__globals__", {}))
         last = next(iter(reversed(self.graph.nodes)), None)
         if body is not None:
             try:

@@ -100,9 +100,7 @@ def _named(root: nn.Module, kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen: set[int] = set()
     for name, module in named_modules(root).items():
-        own = module.__dict__[kind]
-        for key in own:
-            value = own[key]
+        for key, value in module.__dict__[kind].items():
             if value is not None and id(value) not in seen:
                 seen.add(id(value))
                 found[f"{name}.{key}" if name else key] = value
