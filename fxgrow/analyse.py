@@ -25,7 +25,7 @@ from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
-from .walks import holds_inside, named_buffers, named_parameters, named_plain, parameters
+from .walks import holds_inside, parameters, tensor_names
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -288,18 +288,6 @@ def _failure(node: fx.Node, error: BaseException) -> str:
         f"the model does not run on the example inputs: {error} (node {node.name}, {where}); "
         "check their shapes and types"
     )
-
-
-def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and tables that are plain attributes, by their first name."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    kinds = (named_parameters(root), named_buffers(root), named_plain(root))
-    for name, tensor in (item for kind in kinds for item in kind.items()):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor
-    return found
 
 
 def analyse(traced: Traced, outer: Mapping[Axis, Labels] | None = None) -> Analysis:

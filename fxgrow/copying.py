@@ -117,7 +117,16 @@ def _entries(target: Any, source: Any, memo: dict[int, Any]) -> Any:
     for key, item in source.items():
         if type(key) is not str:
             key = _copy(key, memo)
-        target[key] = item if type(item) in _PLAIN else _copy(item, memo)
+        kind: Any = type(item)
+        if kind in _PLAIN:
+            target[key] = item
+        elif kind not in _MAPPINGS or item:
+            target[key] = _copy(item, memo)
+        else:  # a dozen tables of hooks in each module
+            twin = memo.get(id(item))
+            if twin is None:
+                twin = memo[id(item)] = kind()
+            target[key] = twin
     return target
 
 

@@ -20,7 +20,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .recompute import KEY, Region, Regions, is_entry
 from .taps import Wrapped, constants, flagged, tapped, wrapping
-from .walks import named_buffers, named_modules, named_parameters, named_plain
+from .walks import named_modules, tensor_names
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -158,9 +158,7 @@ class Recorder(fx.Tracer):
     def _name_of(self, tensor: torch.Tensor) -> str | None:
         """First name of one of the root's parameters, buffers or tables."""
         if not self._named:
-            own: dict[str, torch.Tensor] = {**named_plain(self.root), **named_buffers(self.root)}
-            own.update(named_parameters(self.root))
-            self._named = {id(t): (name, t) for name, t in own.items()}
+            self._named = {id(t): (name, t) for name, t in tensor_names(self.root).items()}
         return self._named.get(id(tensor), (None, None))[0]
 
     # -- calls of modules ----------------------------------------------------------

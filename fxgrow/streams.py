@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import fx
 
-from .analyse import tensor_names
 from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import Flow
 from .ir import Filling, Norm
 from .ownnorm import as_norm
+from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

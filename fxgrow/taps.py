@@ -18,10 +18,10 @@ import torch
 from torch import fx
 from torch.nn.utils import rnn
 
-from .walks import modules, named_modules
+from .walks import DULL, modules, named_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import nn
 
@@ -31,7 +31,6 @@ _SYMBOLIC: Any = fx._symbolic_trace
 _CONSTANTS: tuple[type, ...] = getattr(
     _SYMBOLIC, "_constant_attribute_types", (torch.Tensor, torch.ScriptObject)
 )
-_DULL = frozenset({bool, int, float, str, tuple, list, dict, set, OrderedDict, type(None)})
 _CALL = "_compiled_call_impl"
 
 
@@ -107,7 +106,7 @@ def constants(root: nn.Module) -> dict[Any, str]:
         value: f"{prefix}.{key}" if prefix else key
         for prefix, module in named_modules(root, repeated=True).items()
         for key, value in module.__dict__.items()
-        if type(value) not in _DULL and isinstance(value, _CONSTANTS)
+        if type(value) not in DULL and isinstance(value, _CONSTANTS)
     }
 
 
