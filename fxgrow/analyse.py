@@ -105,7 +105,7 @@ class LabelExecutor(Executor):
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
         name = str(node.target)
         module = self.modules[name]
-        args, kwargs = self.load((node.args, node.kwargs))
+        args, kwargs = self.arguments(node)
         told = None if self.state.computed or kwargs else aten_call(module, args)
         if told is not None and self.rules.declared(module) is None:
             out = self.mode.told(*told)
@@ -212,7 +212,7 @@ class LabelExecutor(Executor):
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
         target: Any = node.target
-        value = self._run(target, target, *self.load((node.args, node.kwargs)))
+        value = self._run(target, target, *self.arguments(node))
         known_sizes = is_pattern(target) or self.rules.declared(target) is not None
         if is_user_function(target) and not known_sizes:
             for event in self.state.book.reshapes[known:]:
@@ -243,16 +243,14 @@ class LabelExecutor(Executor):
 
     def _noted(self, value: Any) -> Any:
         """Write planes down in plain containers (packed sequences take nothing but tensors)."""
+        if isinstance(value, torch.Tensor):
+            known = value.__dict__.get(LABELS_KEY)
+            return Noted(tuple(value.shape), () if known is None else known.planes)
         if isinstance(value, dict):
             return {key: self._noted(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
             return tuple(self._noted(item) for item in value)
-        if not isinstance(value, torch.Tensor):
-            return value
-        known = value.__dict__.get(LABELS_KEY)
-        if known is None:
-            known = Value()
-        return Noted(tuple(value.shape), known.planes)
+        return value
 
 
 def hides_sizes(module: nn.Module) -> bool:

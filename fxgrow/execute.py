@@ -39,6 +39,13 @@ class Executor:
         """Replace nodes in ``args`` by their values."""
         return thawed(fx.node.map_arg(args, self.values.__getitem__))
 
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Values of a node's positional and keyword arguments."""
+        args, kwargs = node.args, node.kwargs
+        if len(args) == 1 and type(args[0]) is fx.Node:
+            return (self.values[args[0]],), self.load(kwargs) if kwargs else {}
+        return self.load(args), self.load(kwargs) if kwargs else {}
+
     def compute(self, node: fx.Node) -> Any:
         """Compute the value of one node."""
         return getattr(self, node.op)(node)
@@ -69,17 +76,19 @@ class Executor:
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module."""
-        return self.modules[str(node.target)](*self.load(node.args), **self.load(node.kwargs))
+        args, kwargs = self.arguments(node)
+        return self.modules[str(node.target)](*args, **kwargs)
 
     def call_function(self, node: fx.Node) -> Any:
         """Run a function."""
         target: Any = node.target  # a callable, here
-        return target(*self.load(node.args), **self.load(node.kwargs))
+        args, kwargs = self.arguments(node)
+        return target(*args, **kwargs)
 
     def call_method(self, node: fx.Node) -> Any:
         """Run a tensor method."""
-        head, *rest = self.load(node.args)
-        return getattr(head, str(node.target))(*rest, **self.load(node.kwargs))
+        (head, *rest), kwargs = self.arguments(node)
+        return getattr(head, str(node.target))(*rest, **kwargs)
 
     def output(self, node: fx.Node) -> Any:
         """Return the graph's output."""

@@ -111,9 +111,9 @@ class Recorder(fx.Tracer):
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
         self.numbers[node] = len(self.numbers)
         if args:
-            node.args = args
+            _set_args(node, args)
         if kwargs:
-            node.kwargs = kwargs
+            _set_kwargs(node, kwargs)
         meta = node.meta
         if self.module_stack:
             meta["nn_module_stack"] = self.module_stack.copy()
@@ -195,12 +195,12 @@ class Recorder(fx.Tracer):
         # Beyond the tracer lies the caller's code, which is not the model's.
         while frame is not None and frame.f_code is not self.last:
             code = frame.f_code
-            known = _KINDS.get(code)
+            known = _KINDS.get(id(code))
             if known is None:
-                known = _KINDS[code] = _kind(code)
-            if known == "model":
+                known = _KINDS[id(code)] = _kind(code), code
+            if known[0] == "model":
                 source = source or f"{code.co_filename}:{frame.f_lineno}"
-            elif known == "entry":
+            elif known[0] == "entry":
                 entry = frame
             elif code is _OPEN:  # from where it was called is known
                 break
@@ -219,9 +219,13 @@ def unpacked(code: bytes, at: int) -> int | None:
     return more | code[at + 1]
 
 
+# Past what a node does whenever an attribute is set: this changes no table of the graph's.
+_set_args: Any = fx.Node.args.fset  # type: ignore[attr-defined]
+_set_kwargs: Any = fx.Node.kwargs.fset  # type: ignore[attr-defined]
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 _OPEN = Recorder.open.__code__
-_KINDS: dict[CodeType, str] = {}
+# By id, since the hash of code goes through all its names; it is held, so that the id stays its.
+_KINDS: dict[int, tuple[str, CodeType]] = {}
 
 
 def _kind(code: CodeType) -> str:

@@ -167,8 +167,14 @@ def tensors_of(args: Iterable[Any]) -> list[torch.Tensor]:
     """Tensors among ``args``, one level of lists deep (as ATen schemas have them)."""
     found = []
     for arg in args:
+        kind = type(arg)
+        if kind in _NUMBERS:
+            continue
         if isinstance(arg, torch.Tensor):
             found.append(arg)
         elif isinstance(arg, (list, tuple)):
-            found.extend(a for a in arg if isinstance(a, torch.Tensor))
+            found += [a for a in arg if type(a) not in _NUMBERS and isinstance(a, torch.Tensor)]
     return found
+
+
+_NUMBERS: frozenset[type] = frozenset({int, float, bool, type(None)})
