@@ -19,7 +19,7 @@ from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
-from .rules.layers import aten_call
+from .rules.layers import aten_call, aten_function
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
@@ -212,7 +212,14 @@ class LabelExecutor(Executor):
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
         target: Any = node.target
-        value = self._run(target, target, *self.arguments(node))
+        args, kwargs = self.arguments(node)
+        told = (
+            None if self.state.computed or self.rules.own else aten_function(target, args, kwargs)
+        )
+        if told is not None:
+            out = self.mode.told(*told)
+            return out if isinstance(out, torch.Tensor) else out[0]
+        value = self._run(target, target, args, kwargs)
         known_sizes = is_pattern(target) or self.rules.declared(target) is not None
         if is_user_function(target) and not known_sizes:
             for event in self.state.book.reshapes[known:]:

@@ -58,9 +58,7 @@ class Recorder(fx.Tracer):
         self.whole: tuple[Any, ...] = ()  # functions whose nodes stand for themselves
         self.homes: list[Any] = []  # modules in which they may have other names
 
-    def trace(
-        self, root: nn.Module, concrete_args: dict[str, Any] | None = None  # type: ignore[override]
-    ) -> fx.Graph:
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace a shadow, as ``torch.fx`` does it."""
         _LazyGraphModule.force_recompile(root)
         self.root = root

@@ -122,10 +122,11 @@ class Wrapped:
         self.known = {id(function) for function in functions}
         _SYMBOLIC._patch_wrapped_functions(patcher)
         for function in functions:
+            name = getattr(function, "__name__", "")
             for home in (torch, rnn):  # whose thousand names are not searched
-                if vars(home).get(function.__name__) is function:
+                if vars(home).get(name) is function:
                     wrapped = _SYMBOLIC._create_wrapped_func(function)
-                    patcher.patch(vars(home), function.__name__, wrapped)
+                    patcher.patch(vars(home), name, wrapped)
         for home in homes:
             self.look(vars(home))
 

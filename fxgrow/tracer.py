@@ -98,9 +98,8 @@ class Tracer(Recorder):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
-        none: Any = ()  # annotated as a tuple of one module
         patterns, callers = pattern_functions()
-        super().__init__(none, param_shapes_constant=False)
+        super().__init__((), param_shapes_constant=False)  # type: ignore[arg-type]  # of modules
         self.whole = (*KEPT_WHOLE, *_FACTORIES, *patterns, *rules.functions)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
