@@ -213,9 +213,8 @@ class LabelExecutor(Executor):
         known = len(self.state.book.reshapes)
         target: Any = node.target
         args, kwargs = self.arguments(node)
-        told = (
-            None if self.state.computed or self.rules.own else aten_function(target, args, kwargs)
-        )
+        plain = not (self.state.computed or self.rules.own)
+        told = aten_function(target, args, kwargs) if plain else None
         if told is not None:
             out = self.mode.told(*told)
             return out if isinstance(out, torch.Tensor) else out[0]
@@ -373,7 +372,7 @@ def propagate(
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             executor.mode,
-            watching(root, graph, state, hides_sizes),
+            watching(executor.modules, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)
     finally:

@@ -72,9 +72,9 @@ class Forest:
         parent = self.parent
         root = parent[labels]
         above = parent[root]
-        if (above == root).all():
+        if not np.count_nonzero(above != root):
             return root
-        while not (above == root).all():
+        while np.count_nonzero(above != root):
             root, above = above, parent[above]
         parent[labels] = root
         return root

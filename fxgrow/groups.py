@@ -265,7 +265,8 @@ def _finish(
         if reason is None and is_one(analysis.state, slots):
             reason = _reason("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
-        group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
+        rows = rows_of(analysis.state, slots)
+        group = group if rows is None else replace(group, rows_per_unit=rows)
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(replace(group, tied=True) if _tied(analysis, group) else group)

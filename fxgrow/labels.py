@@ -347,9 +347,10 @@ class LabelBook:
     def _settle_closings(self) -> None:
         # What is shared by all heads stays as it is, and closes nothing.
         inner = [f.labels.reshape(-1) for f in self.frozen if f.code == "inner_axis"]
-        held = self.find(np.concatenate(inner)) if inner else np.zeros(0, dtype=np.int64)
+        held = np.zeros(self.size, dtype=bool)
+        held[self.find(np.concatenate(inner)) if inner else []] = True
         for plane, finer, axis, flow, where in self.shared:
-            if len(held) and np.isin(self.find(plane), held).all():
+            if inner and held[self.find(plane)].all():
                 continue
             if not any(self._alike(plane, other) for other in finer):
                 self.closers.setdefault(axis, []).append(where)

@@ -65,7 +65,8 @@ class Recorder(fx.Tracer):
         forward: Any = type(root).forward
         if not isinstance(forward, FunctionType):
             raise TypeError(f"forward is no function but a {type(forward).__name__}")
-        self.submodule_paths = {module: name for name, module in named_modules(root).items()}
+        named = named_modules(root, repeated=True)
+        self.submodule_paths = {module: name for name, module in reversed(named.items())}
         self.graph = fx.Graph(tracer_cls=type(self))
         code = forward.__code__
         self.graph._co_fields = {
@@ -73,7 +74,7 @@ class Recorder(fx.Tracer):
             "co_filename": code.co_filename,
             "co_firstlineno": code.co_firstlineno,
         }
-        self.tensor_attrs = constants(root)
+        self.tensor_attrs = constants(named)
         cache: dict[str, Any] = {}
 
         def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

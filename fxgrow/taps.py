@@ -18,10 +18,10 @@ import torch
 from torch import fx
 from torch.nn.utils import rnn
 
-from .walks import DULL, modules, named_modules
+from .walks import DULL, modules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import nn
 
@@ -100,11 +100,11 @@ def flagged() -> Iterator[None]:
         _SYMBOLIC._is_fx_tracing_flag = before
 
 
-def constants(root: nn.Module) -> dict[Any, str]:
+def constants(named: Mapping[str, nn.Module]) -> dict[Any, str]:
     """Return the names of what modules hold as plain attributes, and graphs take for constants."""
     return {
         value: f"{prefix}.{key}" if prefix else key
-        for prefix, module in named_modules(root, repeated=True).items()
+        for prefix, module in named.items()
         for key, value in module.__dict__.items()
         if type(value) not in DULL and isinstance(value, _CONSTANTS)
     }

@@ -99,7 +99,7 @@ class Tracer(Recorder):
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
         patterns, callers = pattern_functions()
-        super().__init__((), param_shapes_constant=False)  # type: ignore[arg-type]  # of modules
+        super().__init__((), param_shapes_constant=False)
         self.whole = (*KEPT_WHOLE, *_FACTORIES, *patterns, *rules.functions)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
