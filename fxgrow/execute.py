@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from .trace import Inputs
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "ShapeExecutor"]
 
 
 class Executor:
@@ -93,6 +94,41 @@ class Executor:
     def output(self, node: fx.Node) -> Any:
         """Return the graph's output."""
         return self.load(node.args[0])
+
+
+class ShapeExecutor(Executor):
+    """Executor whose results only have the right shapes: most plain layers are not run."""
+
+    def call_module(self, node: fx.Node) -> Any:
+        """Tell the shape of what a plain layer makes, or run it."""
+        from .rules.layers import aten_call
+
+        module = self.modules[str(node.target)]
+        module.training = bool(int(module.training))  # not as if somebody asked for it
+        args, kwargs = self.arguments(node)
+        out = _shaped(None if kwargs else aten_call(module, args))
+        return module(*args, **kwargs) if out is NotImplemented else out
+
+    def call_function(self, node: fx.Node) -> Any:
+        """Tell the shape of what a plain function makes, or run it."""
+        from .rules.layers import aten_function
+
+        target: Any = node.target
+        args, kwargs = self.arguments(node)
+        out = _shaped(aten_function(target, args, kwargs))
+        return target(*args, **kwargs) if out is NotImplemented else out
+
+
+def _shaped(told: Any) -> Any:
+    """Return the shape of an ATen call's (first) result where there is a shortcut to it."""
+    from .rules import SHORTCUTS
+
+    shortcut = None if told is None else SHORTCUTS.get(told[0].overloadpacket)
+    if shortcut is None:
+        return NotImplemented
+    with torch._C._DisableTorchDispatch():
+        out = shortcut(told[1], {})
+    return out[0] if isinstance(out, tuple) else out
 
 
 def thawed(value: Any) -> Any:

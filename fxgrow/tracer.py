@@ -269,11 +269,11 @@ class Tracer(Recorder):
 
     def concrete(self, node: fx.Node) -> Any:
         """Value of ``node`` on the example inputs; tensors have shapes, not values."""
-        from .execute import Executor
+        from .execute import ShapeExecutor
         from .propagate import ShapeMode
 
         if self._executor is None:
-            self._executor = Executor(self.root, self.inputs, self.values)
+            self._executor = ShapeExecutor(self.root, self.inputs, self.values)
 
         needed, queue = set(), [node]
         while queue:
