@@ -51,6 +51,11 @@ class Analysis:
         """Whether anything requires gradients; where nothing does, no part of it rests."""
         return any(p.requires_grad for p in parameters(self.traced.root))
 
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, buffers and tables by their first names."""
+        return tensor_names(self.traced.root)
+
 
 # Functions that make blank tensors, of sizes that are patched or follow their inputs.
 _BLANK = {*KEPT_WHOLE, "new_zeros"}

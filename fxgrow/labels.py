@@ -376,9 +376,9 @@ class LabelBook:
 
     def varying(self, labels: Labels) -> list[int]:
         """Dimensions along which the units of ``labels`` still vary."""
-        return [
-            d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
-        ]
+        roots = self.find(labels)
+        sizes = enumerate(labels.shape)
+        return [d for d, size in sizes if size > 1 and (roots != roots.take([0], axis=d)).any()]
 
 
 def _coarseness(plane: Plane) -> int:

@@ -121,6 +121,15 @@ class Recorder(fx.Tracer):
             meta[KEY] = region
         return node
 
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
+        """Write a node down; what it makes is a traced value."""
+        if rest or more:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        return self.proxy(node)
+
     def create_arg(self, a: Any) -> Any:
         """Arguments of nodes; a training flag becomes a plain bool."""
         kind = type(a)

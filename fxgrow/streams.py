@@ -20,7 +20,6 @@ from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import Flow
 from .ir import Filling, Norm
 from .ownnorm import as_norm
-from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -250,7 +249,7 @@ class _Judge:
 
     def _coarse(self, fillings: Sequence[Filling]) -> bool:
         """Whether weights of half precision would have to hold means or roots: too coarse."""
-        tensors = tensor_names(self.analysis.traced.root)
+        tensors = self.analysis.tensors
         return any(
             filling.kind in {"mean", "gain"} and tensors[slot.tensor].element_size() < 4
             for slot, filling in zip(self.slots, fillings, strict=True)
