@@ -57,6 +57,9 @@ DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 WHOLE = "swe laplacian, gradmax, to svod"  # the default as a whole
+# With units revived after every epoch but the last, as `Grower` does: there the score is taken.
+REVIVED = f"{WHOLE}, revived"
+ARMS[REVIVED] = {**ARMS[WHOLE], "revive": True}
 # Every extender with every distributor, on cheap tasks; some of these arms are above. The search
 # of GradMax's rows changed after some of the runs above, so uniform shares are run again.
 SHARES = ("svod", "uniform", "proportional", "random")
@@ -84,12 +87,19 @@ def loader(split, batch, seed):
     return [(x[i], y[i]) for i in order.split(batch) if len(i) > 1]
 
 
-def train(net, task, split, epochs, seed):
+def train(net, task, split, epochs, seed, revive=False):
     """AdamW from anew; the optimizer."""
     optimizer = fresh(net, task)
     for epoch in range(epochs):
+        if revive and epoch:
+            revived(net, optimizer, task, split, 1000 * seed + epoch)
         one_epoch(net, optimizer, task, split, 1000 * seed + epoch)
     return optimizer
+
+
+def revived(net, optimizer, task, split, seed):
+    """Give dead units a new start, as many samples looked at as `Grower` does."""
+    fxgrow.revive(net, loader(split, task.batch, seed), optimizer=optimizer, seed=seed)
 
 
 def fresh(net, task):
@@ -108,7 +118,7 @@ def one_epoch(net, optimizer, task, split, seed):
         optimizer.step()
 
 
-def train_until(net, task, split, epochs, seed, patience):
+def train_until(net, task, split, epochs, seed, patience, revive=False):
     """Early stopping: the epoch with the best validation loss stays; how many there were.
 
     An optimizer from anew, as in ``train``; at least one epoch counts, so that what was just
@@ -116,6 +126,8 @@ def train_until(net, task, split, epochs, seed, patience):
     """
     optimizer, best, since, done = fresh(net, task), None, 0, 0
     while done < epochs and since < patience:
+        if revive and done:
+            revived(net, optimizer, task, split.train, 1000 * seed + done)
         one_epoch(net, optimizer, task, split.train, 1000 * seed + done)
         done, since = done + 1, since + 1
         loss = score(net, split.valid)[1]
@@ -125,11 +137,11 @@ def train_until(net, task, split, epochs, seed, patience):
     return done
 
 
-def train_round(net, task, split, epochs, seed):
+def train_round(net, task, split, epochs, seed, revive=False):
     """One round as the task has it; its epochs."""
     if task.patience:
-        return train_until(net, task, split, epochs, seed, task.patience)
-    train(net, task, split.train, epochs, seed)
+        return train_until(net, task, split, epochs, seed, task.patience, revive)
+    train(net, task, split.train, epochs, seed, revive)
     return epochs
 
 
@@ -204,13 +216,17 @@ def grow(net, task, split, budget, options, seed):
 
 def growing(task, split, net, options, seed):
     """All rounds of one arm."""
-    rounds = []
+    rounds, options = [], dict(options)
+    revive = options.pop("revive", False)
     for number, budget in enumerate(task.budgets):
+        if revive and number:
+            revived(net, (), task, split.train, 100 * seed + number)
         before = scores(net, split)
         growth, seconds = grow(net, task, split, budget, options, 100 * seed + number)
         net = growth.module
         at = scores(net, split)
-        epochs = train_round(net, task, split, task.rounds()[number], 100 * seed + number + 1)
+        epochs = task.rounds()[number]
+        epochs = train_round(net, task, split, epochs, 100 * seed + number + 1, revive)
         rounds.append(
             {
                 "epochs": epochs,

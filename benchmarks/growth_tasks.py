@@ -233,6 +233,7 @@ PUBLISHED = Task(
     stays=("0", "2", "5", "7"),  # the convolutions
     arms=(
         "swe laplacian, gradmax, to svod",  # first: it says how long the last two train
+        "swe laplacian, gradmax, to svod, revived",
         "swe paper, to svod paper",
         "swe laplacian, gradmax",
         "small",
@@ -257,6 +258,7 @@ def early(task: Task) -> Task:
         arms=(
             *("small", "scratch", "swe laplacian, gradmax, to svod"),
             *("swe laplacian, gradmax", "swe paper, to svod paper"),
+            "swe laplacian, gradmax, to svod, revived",
         ),
     )
 

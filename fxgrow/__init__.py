@@ -24,6 +24,7 @@ from .large import WideCheckpoint, widen_checkpoint
 from .planes import Plane
 from .propagate import Call, Propagation
 from .recipes import apply
+from .revival import Revival, revive
 from .rules.own import Declaration, resizable, rule
 from .schedules import Moment, at, every, plateau
 from .wrapping import rewrap, unwrap
@@ -52,6 +53,7 @@ __all__ = [
     "Plane",
     "Propagation",
     "RankError",
+    "Revival",
     "TraceError",
     "UnsupportedError",
     "Verification",
@@ -69,6 +71,7 @@ __all__ = [
     "plan_for",
     "plateau",
     "resizable",
+    "revive",
     "rewrap",
     "rule",
     "save",

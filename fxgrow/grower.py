@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .budgets import Budget, Limits, budget_of
-from .checkpoint import plain, sorted_out
+from .checkpoint import plain, sorted_out, undisturbed
 from .errors import BudgetError, InputError
-from .growing import GrowthSettings
+from .growing import GrowthSettings, with_own_iterator
 from .history import GrowthRow
 from .io import growth_step
+from .revival import Revival, revive
 from .run import Run
 from .schedules import Schedule, every
+from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -80,6 +82,10 @@ class Grower(Run):
         Taken from the first batch by default.
     adjust_epochs : int
         0, the default: growth keeps the function, so the loss does not jump.
+    revive : int
+        After every epoch that follows a growth, look at so many samples, and give units that
+        are zero on all of them a new start (:func:`fxgrow.revive`); 0: do not. Not done under
+        FSDP2, nor without ``data``.
     **options
         More arguments of :func:`fxgrow.expand`: ``distributor``, ``extender``, ``include``,
         ``exclude``, ``round_to``, ...
@@ -129,6 +135,7 @@ class Grower(Run):
         emit: str = "graph",
         example_inputs: Any = None,
         adjust_epochs: int = 0,
+        revive: int = 2048,
         **options: Any,
     ) -> None:
         if mode not in {"min", "max"}:
@@ -136,6 +143,7 @@ class Grower(Run):
         self._limits = Limits(rounds, max_neurons, max_params, patience, min_delta)
         self._schedule = schedule or every(epochs=1)
         self._budget = budget
+        self._revive = revive
         generators, objects = sorted_out(track or {}, data)
         options["adjust_epochs"] = adjust_epochs
         settings = GrowthSettings(data, generators, unit, loss, seed, emit, fill, options)
@@ -182,6 +190,8 @@ class Grower(Run):
             The model to go on with.
         """
         self._epoch_random = None
+        if self.round and self._revive:
+            self.revive()
         return self._boundary("epoch", metric)
 
     def _boundary(self, boundary: Boundary, metric: float | None) -> torch.nn.Module:
@@ -196,6 +206,29 @@ class Grower(Run):
         return self._model
 
     # ------------------------------------------------------------------- growth
+
+    def revive(self) -> Revival:
+        """Give units that died a new start, as after an epoch; random states are left alone.
+
+        Returns
+        -------
+        Revival
+            Empty without data and under FSDP2, where nothing is looked at.
+        """
+        settings, seed = self._settings, self._settings.seed + self.epoch
+        if settings.data is None or is_sharded(self._model):
+            return Revival({}, {}, 0)
+        with undisturbed(settings.generators, seed):
+            return revive(
+                self.module,
+                with_own_iterator(settings.data),
+                optimizer=self._optimizers,
+                samples=self._revive,
+                example_inputs=self._example,
+                seed=seed,
+                rules=settings.options.get("rules", ()),
+                process_group=self._team,
+            )
 
     def grow(self) -> torch.nn.Module:
         """Grow now, whatever the schedule says.

@@ -21,7 +21,7 @@ from .ir import GrownGroup, GrownSlot
 from .preserve import weight_of
 from .reduce import Mean, alone
 
-__all__ = ["activate_rows", "drawn_rows"]
+__all__ = ["activate_rows", "biased_rows", "drawn_rows"]
 
 
 def activate_rows(
@@ -77,7 +77,7 @@ def activate_rows(
         for slot in drawn_rows(group):
             if slot.tensor in tensors and tensors[slot.tensor].ndim > 1:
                 _rescale(tensors[slot.tensor], slot)
-    biased = _biases(fresh, tensors)
+    biased = biased_rows(fresh, tensors)
     if data is None or not biased:
         return ()
     slots = {id(tensors[weight_of(name)]): slot for name, slot in biased.items()}
@@ -135,10 +135,21 @@ def _norms(rows: torch.Tensor, dim: int) -> torch.Tensor:
     return norms
 
 
-def _biases(
+def biased_rows(
     grown: Sequence[GrownGroup], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, GrownSlot]:
-    """Biases of new rows, by name, where no norm follows."""
+    """Return the biases of new rows, by name, where no norm follows.
+
+    Parameters
+    ----------
+    grown : sequence of GrownGroup
+    tensors : dict of str to torch.Tensor
+        Parameters of the module, by name.
+
+    Returns
+    -------
+    dict of str to GrownSlot
+    """
     found = {}
     for group in grown:
         drawn = {slot.tensor: slot for slot in drawn_rows(group)}

@@ -18,7 +18,7 @@ import fxgrow
 from fxgrow.reduce import samples
 
 SCENARIOS = [
-    *("ddp", "plain", "fsdp", "norms", "calibration", "means"),
+    *("ddp", "plain", "fsdp", "norms", "calibration", "means", "revived"),
     *("wrapped_again", "sharded_again", "repeated"),
     *("refused", "growers", "resumed", "failures", "interrupted", "killed"),
 ]
@@ -144,6 +144,14 @@ def test_norms_are_calibrated_on_the_data_of_all_ranks(results):
     for result in results:
         assert (result["calibration"][key] - expected).abs().max() < 1e-12
     assert_same_bits(*(result["calibration"] for result in results))
+
+
+def test_units_that_are_dead_on_all_ranks_are_revived_alike(results):
+    first, second = (result["revived"] for result in results)
+    assert first["revived"] == second["revived"] and first["revived"]["3"] >= 1
+    assert_same_bits(first["state"], second["state"])
+    columns = first["state"]["5.weight"]
+    assert (columns[:, 1] == 0).all() and (columns[:, 2] != 0).all()  # one sample turns on 2
 
 
 def test_means_are_weighted_and_none_counts_as_zeros(results):

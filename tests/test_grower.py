@@ -506,3 +506,41 @@ def test_a_failed_growth_changes_nothing():
     assert it.model is model
     assert it.round == 0
     assert optimizer.param_groups[0]["params"][0] is next(model.parameters())
+
+
+# ------------------------------------------------------------------- units that die
+
+
+def killed(model):
+    """A new unit of the first layer, which is its last one, is dead."""
+    with torch.no_grad():
+        model.get_submodule("0").bias[-1] = -1e3
+    return model
+
+
+@pytest.mark.parametrize("revive", [2048, 0])
+def test_new_units_that_died_are_revived_after_an_epoch(revive):
+    options = {"schedule": fxgrow.at(epochs=[1]), "distributor": "uniform", "budget": 4}
+    model = net()
+    run = grower(model, torch.optim.SGD(model.parameters(), lr=0.1), revive=revive, **options)
+    killed(run.epoch_end())
+    state = torch.get_rng_state()
+    before = [run.model(x) for x, _ in DATA]
+    grown = run.epoch_end()
+    assert torch.equal(state, torch.get_rng_state())
+    dead = fxgrow.activity(grown, DATA, threshold=0).group("0").inactive[-1]
+    assert dead == (not revive)
+    for (x, _), old in zip(DATA, before, strict=True):
+        torch.testing.assert_close(grown(x), old)
+
+
+def test_nothing_is_revived_before_the_first_growth_and_without_data():
+    model = killed(net())
+    run = grower(model, schedule=fxgrow.at(epochs=[5]))
+    run.epoch_end()
+    assert model[0].bias[-1] == -1e3
+    without = fxgrow.Grower(
+        model, budget=2, distributor="uniform", example_inputs=DATA[0][0], adjust_epochs=0
+    )
+    without.epoch_end()
+    assert without.round == 1 and without.revive() == fxgrow.Revival({}, {}, 0)

@@ -154,8 +154,9 @@ def of_timm(module):
     import timm
 
     name = json.loads(TIMM.read_text(encoding="utf-8"))[module]
-    native = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).input_size[-1]
-    return smallest(lambda size: _timm_model(name, size, native), (*PIXELS, native))
+    told = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    native, least = told.input_size[-1], (told.min_input_size or told.input_size)[-1]
+    return smallest(lambda size: _timm_model(name, size, native), (*PIXELS, least, native))
 
 
 def _timm_model(name, size, native):
