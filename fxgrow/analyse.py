@@ -15,6 +15,7 @@ from .errors import DataError, TraceError
 from .execute import Executor
 from .inner import freeze_inner
 from .patterns import is_pattern
+from .placing import settle as settle_placements
 from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
@@ -69,6 +70,7 @@ class LabelExecutor(Executor):
         self.state = state
         self.rules = rules
         self.mode = LabelMode(state, rules)
+        state.run = self
         self.planes: dict[fx.Node, Any] = {}
         self.record: Recording | None = None
         self.second: Second | None = None
@@ -348,6 +350,7 @@ def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
         if second is not None or known >= sum(p.flops for p in state.product_flops):
             state.product_flops = [*products, *(state.product_flops if second is not None else ())]
     state.book.settle()
+    settle_placements(state)
     freeze_inner(state)
     return Analysis(traced, state, planes)
 
@@ -382,6 +385,7 @@ def propagate(
             executor.run(graph.nodes)
     finally:
         executor.values.clear()
+        state.run = None
     if any(p._version != version for p, version in versions):
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "

@@ -70,8 +70,11 @@ def settle_statistics(book: LabelBook) -> None:
     for event in book.statistics:
         if _stays(book, event):
             book.standards.append(event)
+        elif event.kind == "zeros" and all(axis in book.closers for axis in event.axes):
+            book.weights.rigid.update(dict.fromkeys(event.axes, event.where))
         else:
             book.mixings.extend(event.mixings)
+            book.weights.split.update(dict.fromkeys(event.axes, event.where))
 
 
 def _stays(book: LabelBook, event: Statistic) -> bool:

@@ -1,7 +1,8 @@
-"""Means and variances over units that grow: what their results are multiplied with."""
+"""Reductions over units that grow: what their results are multiplied with."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,25 @@ def _variance(node: fx.Node, entries: int, ratio: float) -> float:
     return (entries - correction) / (entries - correction / ratio)
 
 
+def _deviation(node: fx.Node, entries: int, ratio: float) -> float:
+    return math.sqrt(_variance(node, entries, ratio))
+
+
+def _sum(node: fx.Node, entries: int, ratio: float) -> float:
+    """Make up for copies, each of which adds what its unit does."""
+    return ratio
+
+
+def _norm(node: fx.Node, entries: int, ratio: float) -> float:
+    """Make up for copies in a root of a sum of squares."""
+    return math.sqrt(ratio)
+
+
+def _normalized(node: fx.Node, entries: int, ratio: float) -> float:
+    """Make up for copies in what is divided by such a root."""
+    return 1 / math.sqrt(ratio)
+
+
 def _correction(node: fx.Node) -> float:
     """Read what a variance divides by less than its count, as torch does."""
     given = node.kwargs.get("correction")
@@ -37,6 +57,10 @@ def _correction(node: fx.Node) -> float:
 MADE_UP: Mapping[str, Callable[[fx.Node, int, float], float]] = {
     "mean": _mean,
     "var": _variance,
+    "std": _deviation,
+    "sum": _sum,
+    "norm": _norm,
+    "normalize": _normalized,
 }
 """Kind of a norm (:class:`fxgrow.ir.Norm`) → factor of its result.
 

@@ -19,6 +19,7 @@ __all__ = [
     "follow_shape",
     "holds_epsilon",
     "scale_epsilon",
+    "scale_smallest",
 ]
 
 OWN_EPSILON = "fxgrow_eps"
@@ -35,7 +36,7 @@ EPSILONS: dict[Any, tuple[int, float | None]] = {
     F.rms_norm: (3, None),
     torch.rms_norm: (3, None),
 }
-_PLACES = {**EPSILONS, F.batch_norm: (7, 1e-5)}
+_PLACES = {**EPSILONS, F.batch_norm: (7, 1e-5), F.normalize: (3, 1e-12)}
 
 # Kind of a statistic of weights → functions and methods whose result, or eps, can be scaled.
 _SCALABLE: dict[str, frozenset[Any]] = {
@@ -87,6 +88,15 @@ def scale_epsilon(
     done.add(owner)
     module.__dict__[name] = eps * ratio
     return [*edits, f"{owner}.{name}: {eps:g} → {eps * ratio:g}"]
+
+
+def scale_smallest(node: fx.Node, factor: float) -> list[str]:
+    """Multiply the smallest norm that a node divides by, in place; return the edits."""
+    old = _given(node)
+    if not isinstance(old, float):
+        return []
+    _set(node, old * factor)
+    return [f"{node.name}: eps {old:g} → {old * factor:g}"]
 
 
 def follow_shape(node: fx.Node, root: nn.Module) -> list[str]:

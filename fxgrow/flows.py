@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _MOST_TERMS = 64  # of a product of two sums
 
 
+VARIES = ("", 0)
+"""Stands, in a product of weights, for what is not the same for all units (and not known)."""
+
+
 class Flow(NamedTuple):
     """What is known of the entries of new units.
 
@@ -28,7 +32,8 @@ class Flow(NamedTuple):
     ----------
     terms : frozenset of tuple of (tensor, dim), or None
         The value is a sum of these products of weights, times what is the same for all
-        units: its new entries are what the new entries of the weights make them.
+        units: its new entries are what the new entries of the weights make them. Where
+        :data:`VARIES` is a factor, all that is known is that they are zero if a weight is.
     calm : bool
         New entries are zero with the recipe ``"mean"``.
     still : bool
@@ -48,6 +53,33 @@ class Flow(NamedTuple):
 def weight_flow(axis: Axis) -> Flow:
     """Flow of a weight along one of its axes."""
     return Flow(frozenset({(axis,)}))
+
+
+def masked(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of a product of activations: zero where what is known to be zero is a factor."""
+    given = [flow for flow in flows if flow is not None]
+    if len(given) == len(flows) or not given:
+        return product(flows, complete)
+    first = product(given, complete)
+    if first is None or not first.terms or () in first.terms:
+        return None if first is None else known(Flow(None, first.calm, first.still))
+    return Flow(frozenset((*term, VARIES) for term in first.terms), first.calm, first.still)
+
+
+def is_linear(flow: Flow | None) -> bool:
+    """Whether all that varies from unit to unit are weights: new entries can be means."""
+    terms = flow.terms if flow is not None else None
+    return terms is not None and not any(VARIES in term for term in terms)
+
+
+def scaled(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
+    """Flow of anything times a weight, plus another weight, if there is one (batch norms)."""
+    terms: set[Term] = set()
+    for flow, factor in zip(flows, ((VARIES,), ()), strict=False):
+        if flow is None or flow.terms is None:
+            return None
+        terms |= {term + factor for term in flow.terms}
+    return Flow(frozenset(terms)) if terms else None
 
 
 def known(flow: Flow) -> Flow | None:

@@ -18,9 +18,11 @@ from .jointly import join_mixed, rows_of
 from .messages import MESSAGES
 from .plan import CostModel
 from .planes import slabs
+from .repeats import bears_copies, made_up
+from .resting import LOCAL, at_rest
 from .shuffle import Shuffle, find_shuffles
 from .slots import slots_by_group
-from .streams import Mixed, judge, variances
+from .streams import Mixed, judge
 from .walks import named_parameters
 
 if TYPE_CHECKING:
@@ -28,14 +30,10 @@ if TYPE_CHECKING:
 
     from .analyse import Analysis
     from .ir import Role
-    from .labels import LabelBook, Where
+    from .labels import LabelBook, Mixing, Where
     from .planes import Axis, Labels
 
 Hashes = npt.NDArray[np.uint64]
-
-# Reductions over the channels that do not change when every channel is repeated (a variance:
-# once its correction is made up for).
-COPY_INVARIANT = {"layer_norm", "group_norm", "mean", "amax", "amin", "var"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +70,17 @@ def _census(analysis: Analysis) -> _Census:
     places = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     roots = book.find(np.arange(book.size, dtype=np.int64))
     frozen_by = np.full(book.size, -1, dtype=np.int64)
-    reasons = [_reason("input", None)]
+    reasons = [reason_for("input", None)]
     frozen_by[0] = 0
     events = [(f.labels, f.code, f.where) for f in book.frozen]
-    events += [(m.labels, m.code, m.where) for m in book.mixings if m.code not in COPY_INVARIANT]
+    mixings = book.mixings
+    events += [(m.labels, m.code, m.where) for m in mixings if not bears_copies(analysis, m)]
     for touched, code, where in events:
         hit = roots[touched.reshape(-1)]
         hit = hit[frozen_by[hit] < 0]
         if len(hit):
             frozen_by[hit] = len(reasons)
-            reasons.append(_reason(code, where))
+            reasons.append(reason_for(code, where))
     shuffles = find_shuffles(analysis)
     explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
     _freeze_irregular(book, roots, frozen_by, reasons, explicit)
@@ -109,10 +108,11 @@ def _freeze_irregular(
             if split or (sizes > 1 and not vary):
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(_reason("reshape" if vary else "inner_mixed", where))
+                reasons.append(reason_for("reshape" if vary else "inner_mixed", where))
 
 
-def _reason(code: str, where: Where | None) -> Reason:
+def reason_for(code: str, where: Where | None) -> Reason:
+    """Word a reason, with the place."""
     message = MESSAGES.get(code, f"{code} over the channels mixes all units")
     if where is None or not isinstance(where.site, fx.Node):
         return Reason(code, message)
@@ -147,10 +147,12 @@ def group_units(analysis: Analysis) -> Grouping:
     """
     census = _census(analysis)
     signatures = _signatures(census)
-    if join_mixed(analysis.state, census, signatures, COPY_INVARIANT):
+    exact = [m for m in analysis.state.book.mixings if bears_copies(analysis, m)]
+    joint = [m for m in exact if m.code != LOCAL]
+    if join_mixed(analysis.state, census, signatures, joint):
         census = _census(analysis)
         signatures = _signatures(census)
-    mixed = _judge_mixings(analysis, census, signatures)
+    mixed = _judge_mixings(exact, census, signatures)
     groups, widths = _group_ids(census, signatures)
     roles = [_role(analysis, axis) for axis in census.axes]
     state = analysis.state
@@ -168,7 +170,7 @@ def group_units(analysis: Analysis) -> Grouping:
 
 
 def _judge_mixings(
-    analysis: Analysis, census: _Census, signatures: Hashes
+    mixings: Iterable[Mixing], census: _Census, signatures: Hashes
 ) -> list[tuple[int, Mixed]]:
     """Find units that are normalised over the channels; return a label of each such group.
 
@@ -178,10 +180,8 @@ def _judge_mixings(
     roots, frozen_by = census.roots, census.frozen_by
     heads = signatures[roots == np.arange(len(roots))]
     even: list[tuple[int, Mixed]] = []
-    for mixing in analysis.state.book.mixings:
+    for mixing in mixings:
         labels, code, where = mixing.labels, mixing.code, mixing.where
-        if code not in COPY_INVARIANT:
-            continue
         units, counts = np.unique(roots[labels], return_counts=True)
         own = signatures[units]
         whole = (
@@ -189,12 +189,14 @@ def _judge_mixings(
             and (counts == counts[0]).all()
             and np.count_nonzero(heads == own[0]) == len(units)
         )
+        if code == LOCAL:  # the last unit, behind which new ones come, must be the last there
+            whole = whole and counts[0] == 1 and roots[labels].flat[-1] == units[-1]
         if whole:
             even.append((int(units[0]), Mixed(mixing, int(counts[0]), len(units))))
             continue
         open_units = units[frozen_by[units] < 0]
         frozen_by[open_units] = len(census.reasons)
-        census.reasons.append(_reason(code, where))
+        census.reasons.append(reason_for(code, where))
     return even
 
 
@@ -217,10 +219,13 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
             for slot, filling in zip(group.slots, stream.fillings, strict=True)
         )
         return replace(group, slots=slots, recipe=stream.recipe, norms=stream.norms)
-    norms = variances(mixed)
+    rested = at_rest(analysis, group.slots, mixed)
+    if rested is not None:
+        return replace(group, slots=rested)
+    norms = made_up(mixed)
     if _tied(analysis, group) or norms is None:
-        first = next((m for m in mixed if norms is None and m.mixing.code == "var"), mixed[0])
-        held = _reason(first.mixing.code, first.mixing.where)
+        first = next((m for m in mixed if norms is None and made_up([m]) is None), mixed[0])
+        held = reason_for(first.mixing.code, first.mixing.where)
     return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
 
 
@@ -258,15 +263,15 @@ def _finish(
     draft: list[Group] = []
     # Growable groups first: the plain names are theirs.
     for key, slots in sorted(members.items(), key=lambda item: reasons[item[0]] >= 0):
+        slots = _trained_first(analysis, slots)
         reason = None if reasons[key] < 0 else census.reasons[reasons[key]]
         if reason is None:
             reason = _useless(analysis, slots)
         inner = spans(analysis.state, slots)
         if reason is None and is_one(analysis.state, slots):
-            reason = _reason("inner_mixed", None)
+            reason = reason_for("inner_mixed", None)
         group = _draft(slots, reason, taken, SUFFIX if inner else "")
-        rows = rows_of(analysis.state, slots)
-        group = group if rows is None else replace(group, rows_per_unit=rows)
+        group = replace(group, rows_per_unit=rows_of(analysis.state, slots) or group.rows_per_unit)
         if reason is None and key in streams:
             group = _as_stream(analysis, group, streams[key])
         draft.append(replace(group, tied=True) if _tied(analysis, group) else group)
@@ -294,9 +299,25 @@ def _held(
     for slot in slots:
         where = fixed.get((slot.tensor, slot.dim))
         torn = (slot.tensor, slot.dim) in weights.torn
+        shared = weights.split.get((slot.tensor, slot.dim)) if copies else None
+        if shared is not None and slot.role == "consumer":
+            return reason_for(shared.op, shared)
         if where is not None and (slot.role != "consumer" or copies or torn):
-            return _reason("weight_norm", where)
+            return reason_for("weight_norm", where)
     return None
+
+
+def _trained_first(analysis: Analysis, slots: list[Slot]) -> list[Slot]:
+    """Let buffers in which rows are looked up be tables beside weights: new entries are means.
+
+    A fixed table of positions is no layer that would have to learn other units.
+    """
+    rank, roles = analysis.state.book.weights.rank, analysis.state.roles
+    writers = [(s.tensor, s.dim) for s in slots if s.role == "producer"]
+    fixed = {axis for axis in writers if not rank[axis] and "lookup" in roles[axis]}
+    if not fixed or not any(rank[axis] for axis in writers):
+        return slots
+    return [replace(s, role="per_unit") if (s.tensor, s.dim) in fixed else s for s in slots]
 
 
 def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
@@ -307,14 +328,14 @@ def _useless(analysis: Analysis, slots: list[Slot]) -> Reason | None:
     book = analysis.state.book
     own = [(s.role, (s.tensor, s.dim)) for s in slots]
     if not any(role == "consumer" for role, _ in own):
-        return _reason("unread", None)
+        return reason_for("unread", None)
     if all(role == "consumer" for role, _ in own):  # of an input that is repeated
-        return _reason("input", None)
+        return reason_for("input", None)
     if any(role == "producer" and not book.weights.rank[axis] for role, axis in own):
-        return _reason("constant", None)
+        return reason_for("constant", None)
     resting = all(book.weights.rank[axis] < 2 for role, axis in own if role == "consumer")
     if resting and analysis.trains:
-        return _reason("requires_grad", None)
+        return reason_for("requires_grad", None)
     return None
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .events import Frozen, Where
+from .flows import VARIES
 from .ir import PLAIN, Slot
 
 if TYPE_CHECKING:
@@ -190,6 +191,7 @@ def _terms(state: Propagation, plane: Plane) -> list[tuple[Axis, ...]]:
     terms = plane.flow.terms if plane.flow is not None else None
     if terms is None or () in terms:
         return []
+    terms = frozenset(tuple(axis for axis in term if axis != VARIES) for term in terms)
     find, roots = state.book.find, np.unique(state.book.find(plane.labels))
     axes = {axis for term in terms for axis in term}
     here = {axis for axis in axes if np.isin(find(state.axes[axis]), roots).any()}

@@ -19,7 +19,7 @@ from .inner import join
 from .ir import Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from .labels import Mixing
     from .propagate import Propagation
@@ -30,7 +30,7 @@ __all__ = ["join_mixed", "rows_of"]
 Keys = npt.NDArray[Any]
 
 
-def join_mixed(state: Propagation, census: Census, keys: Keys, codes: Collection[str]) -> bool:
+def join_mixed(state: Propagation, census: Census, keys: Keys, mixings: Iterable[Mixing]) -> bool:
     """Join the units of groups that are mixed with each other; say whether there were any.
 
     Parameters
@@ -40,20 +40,19 @@ def join_mixed(state: Propagation, census: Census, keys: Keys, codes: Collection
     census : Census
     keys : numpy.ndarray
         What group each label is of (0: of none).
-    codes : collection of str
-        Operations that do not see whether all channels are copied.
+    mixings : iterable of Mixing
+        Those that may be exact when all channels are copied.
     """
     heads = np.flatnonzero(census.roots == np.arange(len(census.roots)))
     names, sizes = np.unique(keys[heads], return_counts=True)
     widths = dict(zip(names.tolist(), sizes.tolist(), strict=True))
     together: nx.Graph[int] = nx.Graph()
     held: set[int] = set()
-    for mixing in state.book.mixings:
-        if mixing.code in codes:
-            members, even = _members(mixing, census, keys, widths)
-            nx.add_path(together, members)
-            if not even:
-                held.update(members)
+    for mixing in mixings:
+        members, even = _members(mixing, census, keys, widths)
+        nx.add_path(together, members)
+        if not even:
+            held.update(members)
     joined = False
     for component in nx.connected_components(together):
         count = gcd(*(widths[key] for key in component))

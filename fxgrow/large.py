@@ -23,6 +23,7 @@ from .inspection import Inspection, inspect_model
 from .ir import Growth, Plan, Rewritten
 from .layout import lay_out
 from .pieces import Pieces
+from .placed import held
 from .rewrite import factors_of, rewrite
 from .stages import as_plan, input_spec
 
@@ -165,7 +166,7 @@ def widen_checkpoint(
     """
     check_target(source, target, force=force)
     opened = open_checkpoint(source, model, example_inputs)
-    inspection = inspect_model(opened.fitted.model, opened.inputs, rules=rules)
+    inspection = held(inspect_model(opened.fitted.model, opened.inputs, rules=rules))
     plan = as_plan(additions, inspection)
     return stream(
         opened,

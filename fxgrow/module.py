@@ -10,9 +10,9 @@ from torch import fx, nn
 
 from .copying import computed
 from .recompute import KEY, checkpointed_forward
+from .walks import CONSTANT
 
 _TREE = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
-_CONSTANT = "_tensor_constant"  # begins the names that fx gives to tensors of the code
 # What runs around the outermost forward; the others run with the modules they are on.
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
@@ -63,7 +63,7 @@ class GrownModule(fx.GraphModule):
         shapes = {
             name: buffer.shape
             for name, buffer in self._buffers.items()
-            if name.startswith(_CONSTANT) and buffer is not None and buffer.ndim in {4, 5}
+            if name.startswith(CONSTANT) and buffer is not None and buffer.ndim in {4, 5}
         }
         for name in shapes:
             self._buffers[name] = self._buffers[name].flatten()  # type: ignore[union-attr]  # not None, see above

@@ -134,7 +134,8 @@ def _forward(graph: fx.Graph, name: str, writer: _Writer) -> str:
     for alias, value in code.globals.items():
         if value is guard:  # ours: so that the package does not need us
             writer.helpers.add("guard")
-            text = re.sub(rf"\b{alias}\(", "guard(", text)
+            # It returns nothing; a local name that is its own would hide it.
+            text = re.sub(rf"(?:\w+ = )?\b{alias}\(", "guard(", text)
         elif alias in used and getattr(builtins, alias, None) is not value:
             writer.imports.add(_import_of(alias, value))
     return text

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
 
 from .propagate import Noted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
 
     from torch import nn
 
     from .patch import Site
 
-__all__ = ["is_pattern", "layer_as_function", "patch_pattern", "pattern_functions"]
+__all__ = [
+    "is_pattern",
+    "layer_as_function",
+    "packing_traced",
+    "patch_pattern",
+    "pattern_functions",
+]
 
 _GIVEN = ("tensor", "pattern", "reduction")
 _TERMS = re.compile(r"\(([^()]*)\)|(\S+)")
@@ -42,6 +52,22 @@ def pattern_functions() -> tuple[tuple[Callable[..., Any], ...], list[ModuleType
         if summed is not None and getattr(module, "__dict__", {}).get("einsum") is summed
     ]
     return tuple(f for f in (home.reduce, summed) if f is not None), [home, *callers]
+
+
+@contextmanager
+def packing_traced() -> Iterator[None]:
+    """Let einops' ``pack`` and ``unpack`` take traced values: they only reshape, cut and join."""
+    home = sys.modules.get("einops.packing")
+    backend_of = None if home is None else home.__dict__.get("get_backend")
+    if home is None or backend_of is None:
+        yield
+        return
+    backend = backend_of(torch.empty(0))
+    vars(home)["get_backend"] = lambda x: backend if isinstance(x, fx.Proxy) else backend_of(x)
+    try:
+        yield
+    finally:
+        vars(home)["get_backend"] = backend_of
 
 
 def layer_as_function(layer: nn.Module) -> Callable[..., Any] | None:

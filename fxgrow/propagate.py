@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .inner import Joined
+    from .placing import Placement
     from .witness import Equation, Witness
 
 Planes = tuple[Plane, ...]
@@ -101,6 +102,9 @@ class Propagation:
     resized: bool = False  # whether sizes of blanks made here follow the width
     aligned: list[tuple[Labels, int]] = field(default_factory=list)  # rows, entries of a block
     blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
+    hollow: set[int] = field(default_factory=set)  # labels of blanks
+    placements: list[Placement] = field(default_factory=list)
+    run: Any = None  # what runs the graph
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
     _own: dict[Axis, Plane] = field(default_factory=dict)  # of axes, as parameters have them
@@ -315,6 +319,7 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
+        live = live and op.packet not in self.rules.TOLD
         if not labelled and not (op.packet in self.rules.ECHOING and _is_mask(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)

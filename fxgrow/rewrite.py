@@ -12,7 +12,7 @@ from torch import fx, nn
 from .analyse import Analysis, LabelExecutor
 from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
-from .epsilon import EPSILONS, follow_shape, scale_epsilon
+from .epsilon import EPSILONS, follow_shape, scale_epsilon, scale_smallest
 from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
 from .inner import join_again, widened_units
@@ -24,18 +24,21 @@ from .module import GrownModule, copy_graph
 from .multihead import free_attention
 from .partition import check_partition
 from .patch import Site, Sizes, patch_of
+from .placed import Placer
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
 from .propagate import LABELS_KEY, Noted, Propagation
+from .restoring import differs, is_told, makes_fixed, restore
 from .shuffle import make_explicit
 from .solve import apply_sizes
 from .tables import add_constants, register_tables
 from .trace import no_fast_path
+from .unused import drop_unused
 from .walks import tensor_names
-from .whole import tidy
+from .whole import tidy, untouched
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .inspection import Inspection
     from .makeup import Change
@@ -53,6 +56,7 @@ class _Widened:
     scaled: set[str]  # modules whose eps has been scaled
     inlined: list[str]  # nodes whose numbers were changed
     by_hand: list[str]  # nodes whose results are multiplied, which is not in the model's code
+    placed: list[str]  # nodes that are given a value of fixed width
 
 
 @collector_paused()
@@ -108,10 +112,16 @@ def rewrite(
             "a channel shuffle grows by an index in the graph; use emit='graph', "
             "or exclude its groups"
         )
-    _patch_and_check(analysis, layout, widened, sizes)
+    placer = Placer.of(widened.root, analysis, inspection.groups, sizes, widened.origins)
+    _patch_and_check(analysis, layout, widened, placer)
+    if emit == "module" and widened.placed:
+        raise UnsupportedError(
+            "values of a fixed width, computed in the model's own code, are put beside its units "
+            f"in the graph ({widened.placed[0]}); use emit='graph', or exclude their groups"
+        )
     if emit == "module" and widened.by_hand:
         raise UnsupportedError(
-            f"means or variances written by hand are made up for in the graph "
+            f"means, sums, norms or variances over units are made up for in the graph "
             f"({widened.by_hand[0]}); use emit='graph', or exclude their groups"
         )
     for layer in widened.root.modules():
@@ -158,18 +168,18 @@ def _copy(model: nn.Module, inspection: Inspection, memo: dict[int, Any], sizes:
             f"{old.name}: channel order made explicit by index_select" for old in explicit.values()
         ]
     graphs.setdefault("train", graphs["eval"])
-    return _Widened(root, graphs, origins, edits, {}, set(), [], [])
+    return _Widened(root, graphs, origins, edits, {}, set(), [], [], [])
 
 
 class _Widener(LabelExecutor):
     """Runs the widened graph under label propagation, patching it on the way."""
 
     def __init__(
-        self, widened: _Widened, analysis: Analysis, sizes: Sizes, state: Propagation
+        self, widened: _Widened, analysis: Analysis, placer: Placer, state: Propagation
     ) -> None:
         super().__init__(widened.root, analysis.traced.inputs, state, analysis.traced.rules)
         self.widened = widened
-        self.sizes = sizes
+        self.placer, self.sizes = placer, placer.sizes
         self.before = analysis.traced.root
         self.blanks, self.locate = analysis.state.blanks, Locator(widened.root)
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
@@ -182,7 +192,9 @@ class _Widener(LabelExecutor):
         """Patch a node, run it, and hold its shape against what labels ask for."""
         inputs = node.all_input_nodes
         if (touched := any(map(self._touched, (node, *inputs)))) or any(map(self._changed, inputs)):
-            self._patch(node)
+            self._patch(node, inputs)
+        if touched and node in self.placer.sites:
+            self._put(node)
         try:
             value = super().compute(node)
         except FxgrowError as error:
@@ -238,12 +250,30 @@ class _Widener(LabelExecutor):
 
     def _changed(self, node: fx.Node) -> bool:
         """Whether a number computed from sizes is another one than before growth."""
-        value, before = self.values[node], self.known.get(node)
-        return (
-            isinstance(value, (int, float)) and isinstance(before, (int, float)) and value != before
-        )
+        return differs(self.values[node], self.known.get(node))
 
-    def _patch(self, node: fx.Node) -> None:
+    def _restored(self, node: fx.Node, inputs: Sequence[fx.Node]) -> bool:
+        """Give what makes a value of fixed width the numbers that it had."""
+        last, given = node.prev, inputs[is_told(node) :]
+        fixed = makes_fixed(node, self.known) and not any(map(self._touched, (node, *given)))
+        if not fixed or not restore(node, self.values, self.known):
+            return False
+        self._run_new(node, last)
+        self.widened.edits.append(f"{node.name}: sizes as they were")
+        self.widened.inlined.append(node.name)
+        return True
+
+    def _put(self, node: fx.Node) -> None:
+        """Widen what a node adds to units that grow."""
+        last, edits = node.prev, self.placer.widen(node, self.values)
+        if edits:
+            self._run_new(node, last)
+            self.widened.edits.extend(edits)
+            self.widened.placed.append(_place(node))
+
+    def _patch(self, node: fx.Node, inputs: Sequence[fx.Node]) -> None:
+        if self._restored(node, inputs):
+            return
         change, root, done = self.changes.get(node), self.widened.root, self.widened.scaled
         if change is not None and change.kind == "eps":
             self.widened.edits.extend(scale_epsilon(node, root, change.ratio, done))
@@ -252,6 +282,8 @@ class _Widener(LabelExecutor):
             self.widened.edits.extend(made.edits)
             self.widened.by_hand.extend([] if made.own else [_place(node)])
             self._factors[node] = made.factor
+        elif change is not None and change.kind == "normalize":  # a norm of copies is larger
+            self.widened.edits.extend(scale_smallest(node, change.ratio**-0.5))
         if node.op == "call_module":
             name = str(node.target)
             x = self.load(node.args[0] if node.args else node.kwargs.get("input"))
@@ -274,8 +306,7 @@ class _Widener(LabelExecutor):
         patch(Site(node, self.sizes, self.known, self.values))
         if node.target in EPSILONS:
             self.widened.edits.extend(follow_shape(node, self.widened.root))
-        if node.prev is not last:  # size expressions were put before the node
-            self._run_new(node)
+        self._run_new(node, last)
         if (node.args, node.kwargs, node.target) != old:
             self.widened.edits.append(f"{node.name}: {old[0][1:]} → {node.args[1:]}")
             self.widened.inlined.append(node.name)
@@ -290,9 +321,10 @@ class _Widener(LabelExecutor):
                 empty = torch.empty(self.sizes.shape(noted), dtype=old.dtype, device=old.device)
                 setattr(self.modules[name], key, empty)
 
-    def _run_new(self, node: fx.Node) -> None:
+    def _run_new(self, node: fx.Node, last: fx.Node) -> None:
+        """Run what was put between ``last`` and a node."""
         added, current = [], node.prev
-        while current not in self.values:
+        while current is not last:
             added.append(current)
             current = current.prev
         Executor.run(self, reversed(added))
@@ -332,7 +364,7 @@ def _place(node: fx.Node) -> str:
     return f"node {node.name}" + (f" ({source})" if source else "")
 
 
-def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, sizes: Sizes) -> None:
+def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, placer: Placer) -> None:
     """Run the widened graphs under labels; compare their partition with the expected one."""
     root = widened.root
     # Constants of the code have become buffers, which have no units.
@@ -343,16 +375,16 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
     state.book.forest.reserve(analysis.state.book.size + int(layout.gain.sum()))
     state.computed = analysis.state.computed
     equations = analysis.state.equations
-    widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, sizes))
+    widened.edits.extend(apply_sizes(root, analysis.traced.root, equations, placer.sizes))
     for node, change in widened.changes.items():
         if change.kind in {"eps", "standard"} and node not in analysis.planes:  # in no graph
             widened.edits.extend(scale_numbers(node, change, root, widened.scaled))
     modules = dict(root.named_modules())
-    with _untouched(modules.values()):
+    with untouched(modules.values()):
         for mode, graph in list(widened.graphs.items()):
             if mode == "train" and graph is widened.graphs["eval"]:
                 continue
-            run = _Widener(widened, analysis, sizes, state)
+            run = _Widener(widened, analysis, placer, state)
             with (
                 modes_kept(root, training=mode == "train"),
                 no_fast_path(),
@@ -364,26 +396,8 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, size
                 run.run(list(graph.nodes))
         for name, module in modules.items():
             widened.edits.extend(patch_opened(module, name))
+    for graph in widened.graphs.values() if widened.placed else ():
+        drop_unused(graph)  # sizes that are read no more
     join_again(state, analysis.state.joined, layout)
     state.book.settle()
     check_partition(state, layout)
-
-
-@contextmanager
-def _untouched(modules: Collection[nn.Module]) -> Iterator[None]:
-    """Restore buffers (a run in train mode updates running statistics)."""
-    found = (b for module in modules for b in module._buffers.values() if b is not None)
-    buffers = [(b, b._version, b.clone()) for b in found]
-    try:
-        yield
-    finally:
-        hooked = [module for module in modules if module._forward_pre_hooks]
-        for tensor in (value for module in hooked for value in module.__dict__.values()):
-            if isinstance(tensor, torch.Tensor):  # computed by hooks
-                tensor.__dict__.pop(LABELS_KEY, None)
-        for buffer, version, value in buffers:
-            buffer.__dict__.pop(LABELS_KEY, None)
-            # Where norms are computed they write without a new version.
-            changed = buffer._version != version
-            if changed or not (buffer.is_meta or torch.equal(buffer, value)):
-                buffer.copy_(value)

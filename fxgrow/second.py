@@ -65,7 +65,7 @@ class Recording:
 
 def _lists(state: Propagation) -> tuple[list[Any], ...]:
     """Return the lists of events that happen at a node."""
-    return state.book.mixings, state.book.reshapes, state.book.statistics
+    return state.book.mixings, state.book.reshapes, state.book.statistics, state.placements
 
 
 class Second:

@@ -202,7 +202,7 @@ def make_explicit(
             continue
         last = nodes[shuffle.last]
         units = sizes.book.find(planes[shuffle.source].planes[0].labels).reshape(-1)
-        name = _add_order(root, widened_order(shuffle.order, gains, units))
+        name = add_order(root, widened_order(shuffle.order, gains, units))
         # Earlier replacements may have changed what the copy reads.
         source = nodes[shuffle.nodes[0]].args[0]
         with last.graph.inserting_before(last):
@@ -217,7 +217,8 @@ def make_explicit(
     return made
 
 
-def _add_order(root: nn.Module, order: np.ndarray) -> str:
+def add_order(root: nn.Module, order: np.ndarray) -> str:
+    """Give a module an order of entries as a buffer (not in the state dict); return its name."""
     number = 0
     while hasattr(root, f"_order{number}"):
         number += 1

@@ -131,11 +131,11 @@ def spread_average(place: Place, old: torch.Tensor, new: torch.Tensor, own: torc
     own = own.detach().to(new)
     fresh = [slot for slot, recipe in place.slots if recipe != "copies"]
     for slot in fresh:
-        if slot.role != "consumer" or slot.filling.kind not in {"", "centre"}:
+        if slot.role != "consumer" or slot.filling.kind not in {"", "zero", "centre"}:
             where = _index(slot.new, new)
             new.index_copy_(slot.dim, where, own.index_select(slot.dim, where))
     for slot in fresh:  # last: they win where new rows and new columns cross
-        if slot.role == "consumer" and not slot.filling.kind:
+        if slot.role == "consumer" and slot.filling.kind in {"", "zero"}:
             new.index_fill_(slot.dim, _index(slot.new, new), 0)
         elif slot.filling.kind == "centre":
             centre_columns(new, slot, place.axes)

@@ -17,20 +17,21 @@ import torch
 from torch import fx
 
 from .epsilon import OWN_EPSILON, holds_epsilon
-from .flows import Flow
+from .flows import VARIES, is_linear
 from .ir import Filling, Norm
 from .ownnorm import as_norm
+from .placing import PLACED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from .analyse import Analysis
-    from .flows import Term
+    from .flows import Flow, Term
     from .ir import Slot
     from .labels import Mixing
     from .planes import Axis
 
-__all__ = ["Mixed", "Stream", "judge", "variances"]
+__all__ = ["Mixed", "Stream", "judge"]
 
 Recipe = Literal["mean", "zero"]
 
@@ -54,8 +55,7 @@ class Stream:
 
 
 def _means(mixed: Mixed) -> bool:
-    flow = mixed.mixing.flow
-    return mixed.count == 1 and flow is not None and flow.terms is not None
+    return mixed.count == 1 and is_linear(mixed.mixing.flow)
 
 
 def _calm(mixed: Mixed) -> bool:
@@ -71,9 +71,13 @@ def _still(mixed: Mixed) -> bool:
 _REQUIREMENTS: dict[tuple[str, str], tuple[tuple[Callable[[Mixed], bool], bool], ...]] = {
     ("mean", "native_layer_norm"): ((_means, True),),
     ("mean", "mean"): ((_means, False), (_calm, True)),
-    ("mean", "amax"): ((_means, False),),
-    ("mean", "amin"): ((_means, False),),
+    **{("mean", op): ((_means, False),) for op in ("amax", "amin", "max", "min")},
+    ("mean", "sum"): ((_calm, False),),
+    ("mean", "norm"): ((_calm, False),),
     ("zero", "mean"): ((_still, True),),
+    ("zero", "sum"): ((_still, False),),
+    ("zero", "norm"): ((_still, False),),
+    ("zero", "local"): ((_still, False),),
     **{("mean", op): ((_calm, True),) for op in ("rms_norm", "_fused_rms_norm")},
     **{("zero", op): ((_still, True),) for op in ("rms_norm", "_fused_rms_norm")},
 }
@@ -101,25 +105,6 @@ def judge(analysis: Analysis, slots: Sequence[Slot], mixed: Sequence[Mixed]) -> 
         if stream is not None:
             return stream
     return None
-
-
-def variances(mixed: Iterable[Mixed]) -> tuple[Norm, ...] | None:
-    """Variances over a group: their correction does not grow as their count does.
-
-    Parameters
-    ----------
-    mixed : iterable of Mixed
-        All operations that reduce over the units of a group that grows by copies.
-
-    Returns
-    -------
-    tuple of Norm or None
-        None where the graph does not show one, to make up for it.
-    """
-    sites = [m.mixing.where.site for m in mixed if m.mixing.code == "var"]
-    if any(not isinstance(n, fx.Node) or n.target not in {"var", torch.var} for n in sites):
-        return None
-    return tuple(Norm(node, "var", ()) for node in sites)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +253,7 @@ def _partners(
     for term in terms:
         writers = [axis for axis in term if axis not in scales and axis not in gains]
         if recipe == "zero":
+            writers = [axis for axis in writers if axis != VARIES]
             if not writers:
                 return None
             if not found.keys() & set(writers):
@@ -275,5 +261,7 @@ def _partners(
             continue
         rest = tuple(sorted(axis for axis in term if axis in scales))
         if len(writers) != 1 or gains & set(term) or found.setdefault(writers[0], rest) != rest:
+            return None
+        if rest and writers[0][0].startswith(PLACED):  # they are the mean of what they are
             return None
     return found

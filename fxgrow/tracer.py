@@ -20,9 +20,10 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
-from .patterns import layer_as_function, pattern_functions
+from .patterns import layer_as_function, packing_traced, pattern_functions
 from .recorder import Flag, Recorder, unpacked
 from .sizes import holds_batch
+from .unused import drop_unused
 from .walks import holds_inside, is_parametrised_by_user
 
 if TYPE_CHECKING:
@@ -225,6 +226,8 @@ class Tracer(Recorder):
     def number(self, node: fx.Node, kind: type[float]) -> float:
         """Compute a number that the code turns into one of Python's, and guard it."""
         value = self.concrete(node)
+        if isinstance(value, bool):  # a count of what holds
+            return kind(self.to_bool(self.proxy(node)))
         sized = isinstance(value, (int, float)) and "data" not in self._origins(node)
         if not sized or holds_batch(node):
             raise fx.proxy.TraceError(f"{kind.__name__} of what is no size, or may be the batch's")
@@ -355,7 +358,7 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
         ) from error
-    _drop_unused(graph)
+    drop_unused(graph)
     return graph
 
 
@@ -366,7 +369,7 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad():
+    with torch.no_grad(), packing_traced():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:
@@ -383,18 +386,3 @@ def _defaults(root: nn.Module, inputs: Inputs) -> dict[str, Any]:
         if not given and parameter.default is not inspect.Parameter.empty:
             left_out[parameter.name] = parameter.default
     return left_out
-
-
-def _drop_unused(graph: fx.Graph) -> None:
-    """Erase size arithmetic that opened code left behind (operations stay)."""
-    for node in reversed(list(graph.nodes)):
-        plain = node.op == "get_attr" or (
-            node.op == "call_function"
-            and getattr(node.target, "__module__", "") in {"_operator", "builtins", "math"}
-        )
-        asked = {"size", "dim", "numel", "is_floating_point"}
-        sizes = node.op == "call_method" and node.target in asked
-        written = {operator.setitem, operator.iadd, operator.imul}
-        inplace = node.op == "call_function" and node.target in written
-        if not node.users and (plain or sizes) and not inplace:
-            graph.erase_node(node)

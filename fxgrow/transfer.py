@@ -16,6 +16,7 @@ from .inspection import inspect_model
 from .ir import Growth, IndexMap, Plan
 from .matching import match_units
 from .module import GrownModule
+from .placed import held
 from .plain import collector_paused, duplicate, plain
 from .spread import places, spread_average
 from .stages import input_spec
@@ -97,9 +98,9 @@ def transfer(
     source, module = plain(source), duplicate(plain(target))
     check_alike(source, module)
     with _named("source"):
-        narrow = inspect_model(source, example_inputs)
+        narrow = held(inspect_model(source, example_inputs))
     with _named("target"):
-        wide = inspect_model(module, example_inputs)
+        wide = held(inspect_model(module, example_inputs))
     old, new = lasting_tensors(source), lasting_tensors(module)
     matching = match_units(narrow, wide, _shapes(old), _shapes(new))
     check_units(narrow, wide, matching)

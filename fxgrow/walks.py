@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+CONSTANT = "_tensor_constant"
+"""Begins the names that fx gives to tensors of the code."""
+
 __all__ = [
+    "CONSTANT",
     "DULL",
     "holds_inside",
     "is_parametrised_by_user",
@@ -94,7 +98,7 @@ def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
     named = named_modules(root)
     for own in (_tensors(named, "_parameters"), _tensors(named, "_buffers"), _plain(named)):
         for name, tensor in own.items():
-            if id(tensor) not in seen:
+            if id(tensor) not in seen and not name.startswith(CONSTANT):  # those have no units
                 seen.add(id(tensor))
                 found[name] = tensor
     return found
@@ -122,7 +126,7 @@ def _plain(named: dict[str, nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def _is_table(key: str, value: torch.Tensor) -> bool:
-    computed = value.grad_fn is not None or key.startswith("_tensor_constant")
+    computed = value.grad_fn is not None or key.startswith(CONSTANT)
     return value.is_floating_point() and not computed
 
 

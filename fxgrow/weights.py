@@ -50,6 +50,10 @@ class WeightAxes:
         For rows that are normalised, the axis that holds their magnitudes (weight norm).
     rigid : dict
         Axes that weights are normalised over: zeros may be added there, nothing else.
+    split : dict
+        Axes that weights are reduced over by what is no sum: columns that copies share change it.
+    behind : dict
+        For weights of batch norms, the axes that write what they are multiplied with.
     factors : dict
         Axes along which weights are multiplied with weights, as spectral norms are: the
         product may not change, or others might be normalised by it.
@@ -63,6 +67,8 @@ class WeightAxes:
     rank: dict[Axis, int] = field(default_factory=dict)
     scales: dict[Axis, Axis] = field(default_factory=dict)
     rigid: dict[Axis, Where] = field(default_factory=dict)
+    split: dict[Axis, Where] = field(default_factory=dict)
+    behind: dict[Axis, set[Axis]] = field(default_factory=dict)
     factors: dict[Axis, Where] = field(default_factory=dict)
     centred: dict[Axis, tuple[tuple[Axis, ...], Where]] = field(default_factory=dict)
     torn: set[Axis] = field(default_factory=set)

@@ -19,12 +19,21 @@ from .walks import holds_inside
 from .witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from .propagate import Propagation
     from .trace import Inputs
 
-__all__ = ["hooked", "is_own", "opaque_leaves", "replaced", "tidy", "watching", "whole_graph"]
+__all__ = [
+    "hooked",
+    "is_own",
+    "opaque_leaves",
+    "replaced",
+    "tidy",
+    "untouched",
+    "watching",
+    "whole_graph",
+]
 
 
 def whole_graph(inputs: Inputs) -> fx.Graph:
@@ -136,3 +145,23 @@ def tidy(module: nn.Module) -> None:
         for value in part.__dict__.values():
             if isinstance(value, torch.Tensor):
                 value.__dict__.pop(LABELS_KEY, None)
+
+
+@contextmanager
+def untouched(modules: Collection[nn.Module]) -> Iterator[None]:
+    """Restore buffers (a run in train mode updates running statistics)."""
+    found = (b for module in modules for b in module._buffers.values() if b is not None)
+    buffers = [(b, b._version, b.clone()) for b in found]
+    try:
+        yield
+    finally:
+        hooked = [module for module in modules if module._forward_pre_hooks]
+        for tensor in (value for module in hooked for value in module.__dict__.values()):
+            if isinstance(tensor, torch.Tensor):  # computed by hooks
+                tensor.__dict__.pop(LABELS_KEY, None)
+        for buffer, version, value in buffers:
+            buffer.__dict__.pop(LABELS_KEY, None)
+            # Where norms are computed they write without a new version.
+            changed = buffer._version != version
+            if changed or not (buffer.is_meta or torch.equal(buffer, value)):
+                buffer.copy_(value)

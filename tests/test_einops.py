@@ -164,3 +164,47 @@ def test_the_own_class_is_refused_with_the_reason():
     model, x = by_layers()
     with pytest.raises(UnsupportedError, match=r"own class.*comparison"):
         fxgrow.widen(model, x, {"q": 2}, emit="module")
+
+
+class Packing(nn.Module):
+    """A class token and registers beside tokens, by ``pack`` and ``unpack``."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem, self.norm = nn.Linear(4, width), nn.LayerNorm(width)
+        self.cls, self.registers = (
+            nn.Parameter(torch.randn(width)),
+            nn.Parameter(torch.randn(2, width)),
+        )
+        self.mix, self.head = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        first = einops.repeat(self.cls, "d -> b d", b=x.shape[0])
+        rest = einops.repeat(self.registers, "n d -> b n d", b=x.shape[0])
+        x, shapes = einops.pack([first, x, rest], "b * d")
+        x = x + self.mix(self.norm(x))
+        first, images, _ = einops.unpack(self.norm(x), shapes, "b * d")
+        return self.head(first) + self.head(images).mean((1, 2))
+
+
+def test_packed_tensors_stay_a_graph():
+    """Their sizes are the input's, whatever they are."""
+    torch.manual_seed(0)
+    model, example = randomised(Packing()), torch.randn(2, 2, 3, 4).double()
+    inspection = fxgrow.inspect(model, example)
+    assert not inspection.analysis.traced.obstacle
+    growth = fxgrow.widen(model, example, {g.name: step(g, 3) for g in inspection.groups})
+    assert growth.plan.additions == {"stem": 3}
+    for shape in ((2, 2, 3, 4), (3, 4, 2, 4)):
+        other = torch.randn(shape).double()
+        assert max(errors(model, growth.module, other)) <= 1e-10
+    assert untrained(growth.module, growth.groups, example) == []
+
+
+def test_einops_is_left_as_it_was():
+    """While a model is traced, ``pack`` takes traced values; afterwards it refuses them."""
+    home = pytest.importorskip("einops.packing")
+    before = home.get_backend
+    fxgrow.inspect(Packing(), torch.randn(2, 2, 3, 4))
+    assert home.get_backend is before

@@ -28,7 +28,7 @@ HELD = {
     "mqa_partly": "product",
     "normed": "layer_norm",
     "rms_normed": "mean",
-    "cosine": "linalg_vector_norm",
+    "cosine": "norm",
     "efficient": "_softmax",
     "elu_kernel": "product",
     "relu_kernel": "product",

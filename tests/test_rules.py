@@ -127,6 +127,7 @@ IMAGE = {
     "tensor unfold": lambda x: x.unfold(2, 2, 2).mean(-1),
     "softmax space": lambda x: torch.softmax(x.flatten(2), -1).view_as(x),
     "instance_norm": lambda x: F.instance_norm(x),
+    "normalize": lambda x: x / x.norm(dim=1, keepdim=True),
     "normalize space": lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1),
     "bmm": lambda x: torch.bmm(x.flatten(2), x.flatten(2).transpose(1, 2).softmax(1))[
         ..., None
@@ -138,7 +139,7 @@ FROZEN = {
     "softmax": (lambda x: torch.softmax(x, 1), "_softmax"),
     "cumsum": (lambda x: torch.cumsum(x, 1), "cumsum"),
     "sort": (lambda x: torch.sort(x, 1).values, "sort"),
-    "norm": (lambda x: x / x.norm(dim=1, keepdim=True), "linalg_vector_norm"),
+    "norm of order three": (lambda x: x / x.norm(3, dim=1, keepdim=True), "p_norm"),
     "unknown": (lambda x: torch.fft.fft(x, dim=2).real, "unknown_op"),
     "masked by data": (lambda x: x * torch.linspace(0, 1, WIDTH).view(1, -1, 1, 1), "unlabelled"),
 }

@@ -15,6 +15,8 @@ import pytest
 import test_einops
 import test_heads
 import test_jointly
+import test_peaks
+import test_positions
 import test_recurrent
 import test_standard
 import test_tables
@@ -414,6 +416,8 @@ def test_every_line_of_the_table_names_a_test():
         "rules": test_user_rules,
         "heads": test_heads,
         "joint": test_jointly,
+        "peaks": test_peaks,
+        "positions": test_positions,
         "standard": test_standard,
         "tables": test_tables,
     }

@@ -155,7 +155,7 @@ def test_linear_layers():
 ODD = {
     "each position of the kernel alone": (One(over((1,))), {"a", "w"}, {}),
     "rows of a transposed convolution": (One(over((0, 2, 3)), transposed=True), {"a", "w"}, {}),
-    "over what it writes": (One(by_std, transposed=True), set(), {"w": "std", "a": "product"}),
+    "over what it writes": (One(by_std, transposed=True), {"w"}, {"a": "product"}),
     "over what it writes, fused": (One(fused, transposed=True), set(), {"w": "weight_norm"}),
     "a deviation over less than the mean": (One(over((1, 2, 3), (1,))), {"w"}, {"a": "std"}),
     "never centred": (One(lambda w: w / w.std((1, 2, 3), keepdim=True)), {"w"}, {"a": "std"}),

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..echoes import without
-from ..flows import Flow, fixed, noise, nothing, product, same, total
+from ..flows import Flow, fixed, masked, noise, nothing, product, same, total
+from ..placing import place
 from ..planes import Plane
 from ..walks import tensors_of
 from . import contract, convolve, recurrent, reduce, shape
 from .own import Rules, resizable, rule
-from .recurrent import BLANKS, blank
+from .recurrent import BLANKS, blank, fill_blank
 from .skip import SHORTCUTS
 from .standard import centred, square
 
@@ -73,6 +74,10 @@ def pointwise(state: Propagation, call: Call) -> Any:
     elif _breaks(name, call):
         operands = [(_bare(planes), shape) for planes, shape in operands]
     first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
+    if name in _SUMS and len(tensors) == 2 and first is call.out:
+        placed = place(state, call, tensors, operands)
+        if placed is not operands:
+            return state.book.meet(placed, first.ndim, state.where(name), flow=total)
     planes = _combined(state, name, first.ndim, tensors, operands)
     if name in _SUMS and len(tensors) == 2 and first is call.out:
         planes = centred(state, tensors, call.out, planes)
@@ -98,6 +103,8 @@ def _combined(
         _factors(state, operands)
     keep = name in _PRODUCTS if len(operands) > 1 else name in _ZERO_KEEPING
     flow = square if name == "square" else _FLOWS.get(name)
+    if name == "mul" and not any(map(state.is_weight, tensors)):
+        flow = masked
     if flow is not None and any(planes for planes, _ in operands):
         operands = _uses(state, name, tensors, operands)
     return state.book.meet(operands, ndim, state.where(name), flow=flow, product=keep)
@@ -161,6 +168,8 @@ def _factors(state: Propagation, operands: Iterable[tuple[Iterable[Plane], Any]]
 def copy_(state: Propagation, call: Call) -> Any:
     """In-place copy: the target takes the source's labels on top of its own."""
     tensors = call.args[:2]
+    if fill_blank(state, call):
+        return ()
     return state.book.meet(
         [(state.planes(t), t.shape) for t in tensors], call.out.ndim, state.where(call.name)
     )
@@ -284,6 +293,10 @@ def _table(families: Iterable[dict[str, Rule]]) -> dict[str, Rule]:
 
 
 TABLE = _table(_FAMILIES)
+# Of tensors they only take type and device.
+TOLD = frozenset(
+    getattr(torch.ops.aten, f"new_{kind}") for kind in ("zeros", "ones", "empty", "full")
+)
 ECHOING = frozenset({torch.ops.aten.expand, torch.ops.aten.repeat})  # what has no labels, too
 
 
@@ -310,6 +323,7 @@ __all__ = [
     "ECHOING",
     "SHORTCUTS",
     "TABLE",
+    "TOLD",
     "Plane",
     "Rules",
     "blank",

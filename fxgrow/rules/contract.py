@@ -276,5 +276,6 @@ def embedding(state: Propagation, call: Call) -> list[Plane]:
     state.freeze([p for p in planes if p.dims == (0,)], "vocabulary", call.name)
     columns = [p for p in planes if p.dims == (1,)]
     state.role(columns, "producer")
+    state.role(columns, "lookup")
     shape = (1,) * indices.ndim + (-1,)
     return [p._replace(labels=p.labels.reshape(shape)) for p in columns]

@@ -9,6 +9,7 @@ import numpy as np
 from ..flows import product, total
 from ..inner import is_inner
 from ..planes import Plane
+from ..resting import LOCAL
 from .contract import spread, squeeze_to
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ def _in_space(state: Propagation, call: Call, planes: Iterable[Plane]) -> list[P
             kept.append(plane._replace(labels=first))
         elif _pointwise(call):
             kept.append(plane)
+        elif _beside(call, plane):
+            state.book.mix([plane], plane.dims, LOCAL, state.where(LOCAL))
+            kept.append(plane._replace(zero=(), flow=None))
         else:
             state.freeze([plane], "kernel", call.name)
     return kept
@@ -104,6 +108,15 @@ def _pointwise(call: Call) -> bool:
     strides, paddings = call.args[3], call.args[4]
     kernel = call.args[1].shape[2:]
     return {*kernel, *strides} == {1} and not any(paddings) and not call.args[6]
+
+
+def _beside(call: Call, plane: Plane) -> bool:
+    """Whether a kernel reads units along one spatial axis, each with as many on both sides."""
+    if len(plane.dims) != 1 or plane.dims[0] < 2 or call.args[6]:
+        return False
+    along = plane.dims[0] - 2
+    stride, padding, dilation = (v[along] if len(v) > 1 else v[0] for v in call.args[3:6])
+    return bool(stride == 1 and 2 * padding == dilation * (call.args[1].shape[2 + along] - 1))
 
 
 def _positions(call: Call) -> int:

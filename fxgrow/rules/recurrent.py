@@ -61,8 +61,28 @@ def blank(state: Propagation, out: torch.Tensor) -> torch.Tensor:
     """Label an initial state, or padding, along its last dimension: it is what it meets."""
     if out.ndim and out.shape[-1] > 1 and out.is_floating_point():
         labels = state.book.fresh(out.shape[-1]).reshape((1,) * (out.ndim - 1) + (-1,))
+        state.hollow.update(labels.reshape(-1).tolist())
         state.assign(out, (Plane(labels),), weight=False, live=False)
     return out
+
+
+def fill_blank(state: Propagation, call: Call) -> bool:
+    """Take a blank's labels back where something of a fixed width is written into it.
+
+    It is no initial state then, but a table that the code fills (sines of positions).
+    """
+    target, source = call.args[:2]
+    base = target._base if target._is_view() else target
+    planes, away = state.planes(base), target.ndim - source.ndim
+    blanks = planes and all(state.hollow.issuperset(p.labels.reshape(-1).tolist()) for p in planes)
+    if not blanks or state.is_weight(source) or state.value(source).live or state.planes(source):
+        return False
+    along = {d - away for p in state.planes(target) for d in p.dims}
+    if not any(d >= 0 and source.shape[d] > 1 for d in along):  # one number for all
+        return False
+    state.freeze(planes, "unlabelled", call.name)  # what else knows of them
+    state.assign(base, (), weight=False, live=False)
+    return True
 
 
 def couple(state: Propagation, module: nn.Module, prefix: str) -> None:

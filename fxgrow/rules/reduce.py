@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..flows import Flow, fixed, known, same
+from ..events import Statistic
+from ..flows import VARIES, Flow, fixed, is_linear, known, same, scaled
+from ..inner import is_inner
 from ..planes import Plane
+from ..weights import is_shifted
 from .standard import standardised, standardised_rows, statistic, summed_squares
 
 if TYPE_CHECKING:
@@ -40,12 +44,54 @@ def sum_(state: Propagation, call: Call) -> list[Plane]:
     dims = _dims(call, 1)
     kept = summed_squares(state, call, dims)
     if kept is None:
-        kept = state.book.contract(state.planes(call.args[0]), dims, state.where(call.name))
+        kept = _summed(state, call, dims)
     return _dropped(kept, dims, call.out.ndim)
 
 
+def _summed(state: Propagation, call: Call, dims: Sequence[int]) -> list[Plane]:
+    """Sum what no zeroable factor closes as it is: squares of zeros, or of copies, are known."""
+    book, planes, where = state.book, state.planes(call.args[0]), state.where(call.name)
+    gone = [p for p in planes if p.dims and set(p.dims) <= set(dims)]
+    closed = any(book.weights.closer(p.zero) is not None for p in gone)
+    if len(gone) != 1 or closed or state.is_weight(call.args[0]) or is_inner(book, gone[0].labels):
+        return book.contract(planes, dims, where)
+    return book.mix(planes, dims, "sum", where)
+
+
 # What reductions make of the flows of planes that they do not reduce.
-_KEPT = {"mean": same, "linalg_vector_norm": fixed, "norm": fixed, "amax": fixed, "amin": fixed}
+_KEPT = {
+    "mean": same,
+    **dict.fromkeys(("linalg_vector_norm", "norm", "amax", "amin", "max", "min"), fixed),
+}
+_NORMS = frozenset({"linalg_vector_norm", "norm"})
+_CODES = {2: "norm", 1: "sum", math.inf: "amax"}  # by order: as sums of squares, or of sizes
+_UNKNOWN = "p_norm"
+
+
+def _code(call: Call) -> str:
+    """Name a reduction: maxima of all that there is have no positions, norms have an order."""
+    if call.name in _NORMS:
+        order = call.arg(1, "p" if call.name == "norm" else "ord", 2)
+        return _CODES.get(2 if order is None else order, _UNKNOWN)
+    plain = call.name in {"max", "min"} and isinstance(call.out, torch.Tensor)
+    return f"a{call.name}" if plain else call.name
+
+
+def _of_weight(
+    state: Propagation, call: Call, code: str, dims: Sequence[int]
+) -> list[Plane] | None:
+    """Reduce a weight by a norm, to which zeros add nothing (None: other reductions)."""
+    x = call.args[0]
+    if not state.is_weight(x):
+        return None
+    planes, book, where = state.planes(x), state.book, state.where(code)
+    gone = [p for p in planes if p.dims and set(p.dims) <= set(dims)]
+    axes = tuple(axis for p in gone for axis in p.zero)
+    book.weights.split.update(dict.fromkeys(axes, where))
+    known = call.name in _NORMS and code != _UNKNOWN
+    if not known or any(not p.zero for p in gone) or any(map(is_shifted, axes)):
+        return None
+    return book.reduce_weight(planes, dims, Statistic((), axes, "zeros", where, 1, 0.0, False))
 
 
 def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
@@ -53,10 +99,13 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
 
     def rule(state: Propagation, call: Call) -> Any:
         dims = _dims(call, dim_position)
+        code = _code(call)
         kept = statistic(state, call, dims)
         if kept is None:
+            kept = _of_weight(state, call, code, dims)
+        if kept is None:
             planes = state.planes(call.args[0])
-            kept = state.book.mix(planes, dims, call.name, state.where(call.name))
+            kept = state.book.mix(planes, dims, code, state.where(code))
         kept = [p._replace(flow=state.book.flow(_KEPT.get(call.name), [p.flow])) for p in kept]
         if isinstance(call.out, torch.Tensor):
             return _dropped(kept, dims, call.out.ndim)
@@ -92,13 +141,27 @@ def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
     own_labels = {id(p.labels) for p in centred}
     rows = [p for p in _per_channel(state, x) if id(p.labels) not in own_labels]
     operands: list[tuple[list[Plane], Sequence[int]]] = [(rows, x.shape)]
-    for entry in call.args[1:5]:
+    flows: list[Flow | None] = []
+    for place, entry in enumerate(call.args[1:5]):
         if isinstance(entry, torch.Tensor):
             own = state.planes(entry)
             state.role(own, "norm")
             operands.append(([Plane(p.labels.reshape(column), p.zero) for p in own], shape))
+            flows += [p.flow for p in own] if place < 2 else []
     met = state.book.meet(operands, x.ndim, state.where(call.name))
-    return [[*(Plane(p.labels) for p in met), *centred], [], [], []]
+    # Zero where both weight and bias are.
+    flow = scaled(flows, True) if isinstance(call.args[1], torch.Tensor) else None
+    _write_behind(state, flow, rows)
+    rests = [Plane(p.labels, (), flow if p.dims == (1,) else None) for p in met]
+    return [[*rests, *centred], [], [], []]
+
+
+def _write_behind(state: Propagation, flow: Flow | None, rows: Iterable[Plane]) -> None:
+    """Write down which axes' entries a batch norm takes out where its own are zero."""
+    given = {axis for p in rows for axis in p.zero}
+    given |= {a for p in rows for term in (p.flow and p.flow.terms) or () for a in term}
+    for axis in {axis for term in (flow.terms or () if flow else ()) for axis in term} - {VARIES}:
+        state.book.weights.behind.setdefault(axis, set()).update(given)
 
 
 def _per_channel(state: Propagation, x: torch.Tensor) -> list[Plane]:
@@ -149,7 +212,7 @@ def _normalised(flow: Flow | None, op: str) -> Flow | None:
     if flow is None:
         return None
     if op == "native_layer_norm":
-        return known(Flow(None, calm=flow.terms is not None))
+        return known(Flow(None, calm=is_linear(flow)))
     return known(Flow(None, flow.calm, flow.rests))
 
 
@@ -186,11 +249,14 @@ def spatial(state: Propagation, call: Call) -> Any:
     digits = [c for c in call.name if c.isdigit()]
     x, book = call.args[0], state.book
     dims = range(x.ndim - int(digits[-1] if digits else 2), x.ndim)
+    first = call.out if isinstance(call.out, torch.Tensor) else call.out[0]
     result = []
     for plane in state.planes(x):
         hit = [d for d in plane.dims if d in dims]
         if hit and len(hit) == len(plane.dims):
-            book.mix([plane], plane.dims, "spatial", state.where(call.name))
+            whole = "adaptive" in call.name and all(first.shape[d] == 1 for d in hit)
+            code = ("max" if "max" in call.name else "mean") if whole else "spatial"
+            book.mix([plane], plane.dims, code, state.where(code if whole else call.name))
         else:
             result.append(Plane((book.merge_along(plane, hit) if hit else plane).labels))
     return result if isinstance(call.out, torch.Tensor) else [result] * len(call.out)
