@@ -233,7 +233,6 @@ PUBLISHED = Task(
     stays=("0", "2", "5", "7"),  # the convolutions
     arms=(
         "swe laplacian, gradmax, to svod",  # first: it says how long the last two train
-        "swe laplacian, gradmax, to svod, revived",
         "swe paper, to svod paper",
         "swe laplacian, gradmax",
         "small",

@@ -146,7 +146,7 @@ def grounds(combine: Combine, flows: Sequence[Flow | None], result: Flow | None)
     if result is None or not result.still:
         return frozenset()
     given = [flow for flow in flows if flow is not None]
-    if combine is product and any(flow.still for flow in given):
+    if combine in {product, masked} and any(flow.still for flow in given):
         return frozenset()
     return frozenset().union(*(flow.terms for flow in given if flow.terms is not None))
 

@@ -57,8 +57,8 @@ class Filling(NamedTuple):
     ``kind``: ``"mean"`` (what makes the units of the stream the mean over the old ones,
     given the entries of ``scales`` that they are multiplied with), ``"zero"``, ``"random"``,
     ``"gain"`` (weights of the norms, which make up for the new width), ``"scale"`` (mean
-    square over the old ones), or ``""`` (as in a fresh group). In any group, columns of
-    standardised weights are ``"centre"``: the mean of their row over the axes ``scales``.
+    square over the old ones), or ``""`` (as in a fresh group). In any group, columns are
+    ``"centre"`` (standardised: the mean of their row over ``scales``) or ``"zero"`` (for ECA).
     """
 
     kind: str = ""
@@ -71,8 +71,8 @@ PLAIN = Filling()
 class Norm(NamedTuple):
     """A graph node whose result must not change with the width of a stream.
 
-    ``kind``: ``"eps"`` (a norm: its eps, and its weights ``gains``, are scaled), ``"mean"`` or
-    ``"var"`` (the result is scaled), or ``""``.
+    ``kind``: ``"eps"`` (of a norm, scaled as its weights ``gains``), a kind of results that
+    are scaled (:data:`fxgrow.counts.MADE_UP`), or ``""``.
     """
 
     node: Any

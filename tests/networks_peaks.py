@@ -286,3 +286,14 @@ NO_ECA = {
     "without_weights": (lambda: EcaBlocks(affine=False), "local"),
     "everywhere": (lambda: EcaBlocks(first=Eca), "local"),
 }
+
+
+class Heads(OneHead):
+    """Several heads, of batch normalised queries and keys (LeViT)."""
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        q, k = (n(f(x)) for n, f in ((self.nq, self.q), (self.nk, self.k)))
+        q, k, v = (t.unflatten(1, (2, -1)) for t in (q, k, self.v(x)))
+        scores = (q.transpose(2, 3) @ k * 0.5).softmax(-1)
+        return self.out((v @ scores.transpose(2, 3)).flatten(1, 2))

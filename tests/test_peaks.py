@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import doubled, errors, randomised, step
+import torch.nn.functional as F
+from checks import doubled, errors, randomised, step, untrained
 from exactly import EXACT, grows_exactly
 from networks_peaks import (
     ECA,
@@ -17,6 +18,7 @@ from networks_peaks import (
     Cosine,
     EcaBlocks,
     Embedded,
+    Heads,
     Normed,
     OneHead,
     Positions,
@@ -86,12 +88,9 @@ def test_norms_of_other_orders_are_frozen():
 def test_the_smallest_norm_follows():
     """Vectors that are shorter than eps are divided by eps."""
     model, example = built(
-        lambda: Embedded(lambda x: torch.nn.functional.normalize(x - 0.1)), VECTORS
+        lambda: Embedded(lambda x: F.normalize((x - 0.1) * 1e-12, dim=-1)), VECTORS
     )
-    with torch.no_grad():
-        model.a.weight.mul_(1e-12)
-        model.a.bias.mul_(1e-12)
-    grown = fxgrow.widen(model, example, {"a": 6})
+    grown = fxgrow.widen(model, example, {"a": 6}, verify=False)
     assert max(errors(model, grown.module, example)) <= EXACT
 
 
@@ -168,6 +167,16 @@ def test_a_single_head_of_batch_normalised_queries_grows(fused):
     assert not grown.get_parameter("nk.weight")[4:].any()
     model, example = built(lambda: OneHead(fused, affine=(False, False)), VECTORS)
     assert "product" in codes(model, example)
+
+
+def test_heads_of_batch_normalised_queries_grow_inside():
+    model, example = built(lambda: Heads(fused=False), VECTORS)
+    inspection = fxgrow.inspect(model, example, inner=["*"])
+    additions = {g.name: step(g) for g in inspection.groups if ":inner" in g.name}
+    assert len(additions) == 2
+    growth = fxgrow.widen(model, example, additions, inner=["*"])
+    assert max(errors(model, growth.module, example)) <= EXACT
+    assert untrained(growth.module, growth.groups, example) == []
 
 
 @pytest.mark.parametrize("extender", ["gradmax", "net2wider", "paired", "active"])
