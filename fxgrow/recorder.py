@@ -228,8 +228,8 @@ def unpacked(code: bytes, at: int) -> int | None:
 
 
 # Past what a node does whenever an attribute is set: this changes no table of the graph's.
-_set_args: Any = fx.Node.args.fset  # type: ignore[attr-defined]
-_set_kwargs: Any = fx.Node.kwargs.fset  # type: ignore[attr-defined]
+_set_args: Any = fx.Node.args.fset  # type: ignore[attr-defined]  # a property
+_set_kwargs: Any = fx.Node.kwargs.fset  # type: ignore[attr-defined]  # a property
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 _OPEN = Recorder.open.__code__
 # By id, since the hash of code goes through all its names; it is held, so that the id stays its.
