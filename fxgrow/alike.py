@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .analyse import tensor_names
 from .errors import UnsupportedError
+from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -20,13 +20,13 @@ from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
-from .rules.layers import aten_call
+from .rules.layers import aten_call, aten_function
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
 from .tracer import FAILURES, KEPT_WHOLE, is_user_function
-from .walks import CONSTANT, holds_inside, named_buffers, named_parameters, named_plain, parameters
+from .walks import holds_inside, parameters, tensor_names
 from .whole import hooked, is_own, replaced, watching
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Analysis:
     def trains(self) -> bool:
         """Whether anything requires gradients; where nothing does, no part of it rests."""
         return any(p.requires_grad for p in parameters(self.traced.root))
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, buffers and tables by their first names."""
+        return tensor_names(self.traced.root)
 
 
 # Functions that make blank tensors, of sizes that are patched or follow their inputs.
@@ -107,7 +112,7 @@ class LabelExecutor(Executor):
         """Run a leaf module; sizes hidden in Python code freeze what they touch."""
         name = str(node.target)
         module = self.modules[name]
-        args, kwargs = self.load((node.args, node.kwargs))
+        args, kwargs = self.arguments(node)
         told = None if self.state.computed or kwargs else aten_call(module, args)
         if told is not None and self.rules.declared(module) is None:
             out = self.mode.told(*told)
@@ -214,7 +219,13 @@ class LabelExecutor(Executor):
         """Run a function; reshapes hidden in the user's Python code freeze their labels."""
         known = len(self.state.book.reshapes)
         target: Any = node.target
-        value = self._run(target, target, *self.load((node.args, node.kwargs)))
+        args, kwargs = self.arguments(node)
+        plain = not (self.state.computed or self.rules.own)
+        told = aten_function(target, args, kwargs) if plain else None
+        if told is not None:
+            out = self.mode.told(*told)
+            return out if isinstance(out, torch.Tensor) else out[0]
+        value = self._run(target, target, args, kwargs)
         known_sizes = is_pattern(target) or self.rules.declared(target) is not None
         if is_user_function(target) and not known_sizes:
             for event in self.state.book.reshapes[known:]:
@@ -245,16 +256,14 @@ class LabelExecutor(Executor):
 
     def _noted(self, value: Any) -> Any:
         """Write planes down in plain containers (packed sequences take nothing but tensors)."""
+        if isinstance(value, torch.Tensor):
+            known = value.__dict__.get(LABELS_KEY)
+            return Noted(tuple(value.shape), () if known is None else known.planes)
         if isinstance(value, dict):
             return {key: self._noted(item) for key, item in value.items()}
         if isinstance(value, (tuple, list)):
             return tuple(self._noted(item) for item in value)
-        if not isinstance(value, torch.Tensor):
-            return value
-        known = value.__dict__.get(LABELS_KEY)
-        if known is None:
-            known = Value()
-        return Noted(tuple(value.shape), known.planes)
+        return value
 
 
 def hides_sizes(module: nn.Module) -> bool:
@@ -290,18 +299,6 @@ def _failure(node: fx.Node, error: BaseException) -> str:
         f"the model does not run on the example inputs: {error} (node {node.name}, {where}); "
         "check their shapes and types"
     )
-
-
-def tensor_names(root: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, buffers and tables that are plain attributes, by their first name."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    kinds = (named_parameters(root), named_buffers(root), named_plain(root))
-    for name, tensor in (item for kind in kinds for item in kind.items()):
-        if id(tensor) not in seen and not name.startswith(CONSTANT):  # that of code has no units
-            seen.add(id(tensor))
-            found[name] = tensor
-    return found
 
 
 def analyse(traced: Traced, outer: Mapping[Axis, Labels] | None = None) -> Analysis:
@@ -383,7 +380,7 @@ def propagate(
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             executor.mode,
-            watching(root, graph, state, hides_sizes),
+            watching(executor.modules, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)
     finally:

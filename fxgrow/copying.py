@@ -35,6 +35,8 @@ _NUMBERS = frozenset(
 )
 _DEVICES = frozenset({"cpu", "cuda"})
 _SEQUENCES: frozenset[Any] = frozenset({tuple, list, set})
+# The dozen tables that every module has, most of them empty; nobody shares them.
+_TABLES = frozenset(key for key, value in vars(nn.Module()).items() if type(value) in _MAPPINGS)
 
 
 def copy_module(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -65,7 +67,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     if kind in _MAPPINGS:
         twin = memo[id(value)] = kind()
         return _entries(twin, value, memo) if value else twin
-    if kind in _SEQUENCES and all(type(item) in _PLAIN for item in value):
+    if kind in _SEQUENCES and _PLAIN.issuperset(map(type, value)):
         if kind is tuple:
             return value
         twin = memo[id(value)] = kind(value)
@@ -117,7 +119,13 @@ def _entries(target: Any, source: Any, memo: dict[int, Any]) -> Any:
     for key, item in source.items():
         if type(key) is not str:
             key = _copy(key, memo)
-        target[key] = item if type(item) in _PLAIN else _copy(item, memo)
+        kind: Any = type(item)
+        if kind in _PLAIN:
+            target[key] = item
+        elif key in _TABLES and kind in _MAPPINGS and not item:
+            target[key] = kind()
+        else:
+            target[key] = _copy(item, memo)
     return target
 
 

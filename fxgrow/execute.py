@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from .trace import Inputs
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "ShapeExecutor"]
 
 
 class Executor:
@@ -38,6 +39,13 @@ class Executor:
     def load(self, args: Any) -> Any:
         """Replace nodes in ``args`` by their values."""
         return thawed(fx.node.map_arg(args, self.values.__getitem__))
+
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Values of a node's positional and keyword arguments."""
+        args, kwargs = node.args, node.kwargs
+        if len(args) == 1 and type(args[0]) is fx.Node:
+            return (self.values[args[0]],), self.load(kwargs) if kwargs else {}
+        return self.load(args), self.load(kwargs) if kwargs else {}
 
     def compute(self, node: fx.Node) -> Any:
         """Compute the value of one node."""
@@ -69,21 +77,58 @@ class Executor:
 
     def call_module(self, node: fx.Node) -> Any:
         """Run a leaf module."""
-        return self.modules[str(node.target)](*self.load(node.args), **self.load(node.kwargs))
+        args, kwargs = self.arguments(node)
+        return self.modules[str(node.target)](*args, **kwargs)
 
     def call_function(self, node: fx.Node) -> Any:
         """Run a function."""
         target: Any = node.target  # a callable, here
-        return target(*self.load(node.args), **self.load(node.kwargs))
+        args, kwargs = self.arguments(node)
+        return target(*args, **kwargs)
 
     def call_method(self, node: fx.Node) -> Any:
         """Run a tensor method."""
-        head, *rest = self.load(node.args)
-        return getattr(head, str(node.target))(*rest, **self.load(node.kwargs))
+        (head, *rest), kwargs = self.arguments(node)
+        return getattr(head, str(node.target))(*rest, **kwargs)
 
     def output(self, node: fx.Node) -> Any:
         """Return the graph's output."""
         return self.load(node.args[0])
+
+
+class ShapeExecutor(Executor):
+    """Executor whose results only have the right shapes: most plain layers are not run."""
+
+    def call_module(self, node: fx.Node) -> Any:
+        """Tell the shape of what a plain layer makes, or run it."""
+        from .rules.layers import aten_call
+
+        module = self.modules[str(node.target)]
+        module.training = bool(int(module.training))  # not as if somebody asked for it
+        args, kwargs = self.arguments(node)
+        out = _shaped(None if kwargs else aten_call(module, args))
+        return module(*args, **kwargs) if out is NotImplemented else out
+
+    def call_function(self, node: fx.Node) -> Any:
+        """Tell the shape of what a plain function makes, or run it."""
+        from .rules.layers import aten_function
+
+        target: Any = node.target
+        args, kwargs = self.arguments(node)
+        out = _shaped(aten_function(target, args, kwargs))
+        return target(*args, **kwargs) if out is NotImplemented else out
+
+
+def _shaped(told: Any) -> Any:
+    """Return the shape of an ATen call's (first) result where there is a shortcut to it."""
+    from .rules import SHORTCUTS
+
+    shortcut = None if told is None else SHORTCUTS.get(told[0].overloadpacket)
+    if shortcut is None:
+        return NotImplemented
+    with torch._C._DisableTorchDispatch():
+        out = shortcut(told[1], {})
+    return out[0] if isinstance(out, tuple) else out
 
 
 def thawed(value: Any) -> Any:

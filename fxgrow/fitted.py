@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .analyse import tensor_names
 from .errors import InputError
 from .plain import duplicate, plain
 from .printable import quoted
+from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["Forest"]
 
 
+_STEPS = 8  # that are walked one by one: streams of deep networks make chains of hundreds
+
+
 def _first() -> Labels:
     return np.zeros(1, dtype=np.int64)
 
@@ -72,12 +75,23 @@ class Forest:
         parent = self.parent
         root = parent[labels]
         above = parent[root]
-        if (above == root).all():
+        if not np.count_nonzero(above != root):
             return root
-        while not (above == root).all():
+        for _ in range(_STEPS):
             root, above = above, parent[above]
-        parent[labels] = root
-        return root
+            if not np.count_nonzero(above != root):
+                parent[labels] = root
+                return root
+        self._flatten()
+        return parent[labels]
+
+    def _flatten(self) -> None:
+        """Let all labels point to their roots; long chains are halved again and again."""
+        parent = self.parent
+        above = parent[parent]
+        while np.count_nonzero(above != parent):
+            parent[:] = above
+            above = parent[parent]
 
     def _unite_all(self) -> None:
         """Put higher roots under the lowest that they meet, until none meets another."""

@@ -120,7 +120,7 @@ class LabelBook:
         """
         if len(operands) == 1:
             alone = [lift(p, ndim, keep_zero=product) for p in operands[0][0]]
-            return [p._replace(flow=self.flow(flow, [p.flow])) for p in alone]
+            return [Plane(p.labels, p.zero, self.flow(flow, [p.flow])) for p in alone]
         loose = echoes.apart(self, operands, ndim) if self.echoes else None
         if loose is not None:
             own = loose.operands
@@ -148,7 +148,7 @@ class LabelBook:
                 parts += [[] for _ in range(len(result) - len(parts))]
                 parts[place].append(plane.flow)
         return [
-            p._replace(flow=self.flow(flow, own, len(own) == len(operands)))
+            Plane(p.labels, p.zero, self.flow(flow, own, len(own) == len(operands)))
             for p, own in zip(result, parts, strict=True)
         ]
 
@@ -172,14 +172,18 @@ class LabelBook:
         product: bool,
     ) -> Plane | None:
         """Unite in one go where every operand has one plane, all over the same dimensions."""
-        if any(len(planes) != 1 for planes, _ in operands):
-            return None
-        head, *rest = (lift(planes[0], ndim, keep_zero=product) for planes, _ in operands)
-        if not head.dims or any(p.labels.shape != head.labels.shape for p in rest):
+        for planes, _ in operands:
+            if len(planes) != 1:
+                return None
+        head, *rest = [lift(planes[0], ndim, keep_zero=product) for planes, _ in operands]
+        if not head.dims:
             return None
         for plane in rest:
+            if plane.labels.shape != head.labels.shape:
+                return None
+        for plane in rest:
             self.unite(head.labels, plane.labels)
-        self.couplings += [Meeting(head.labels, p.labels, where) for p in rest]
+            self.couplings.append(Meeting(head.labels, plane.labels, where))
         own = None if flow is None else self.flow(flow, [p[0].flow for p, _ in operands], True)
         return Plane(head.labels, _once([head.zero, *(p.zero for p in rest)]), own)
 
@@ -187,8 +191,10 @@ class LabelBook:
     def _uncovered(planes: Sequence[Plane], shape: Sequence[int], ndim: int) -> set[int]:
         """Dimensions along which an operand carries no labels."""
         shift = ndim - len(shape)
-        big = {d + shift for d, size in enumerate(shape) if size > 1}
-        return big.difference(*({d + shift for d in p.dims} for p in planes))
+        big = {d for d, size in enumerate(shape, shift) if size > 1}
+        for plane in planes:
+            big.difference_update([d + shift for d in plane.dims] if shift else plane.dims)
+        return big
 
     def _join(self, result: list[Plane], known: int, plane: Plane, where: Where) -> int:
         """Let ``plane`` meet ``known`` planes, or stand beside; return who stands for it."""
@@ -341,9 +347,10 @@ class LabelBook:
     def _settle_closings(self) -> None:
         # What is shared by all heads stays as it is, and closes nothing.
         inner = [f.labels.reshape(-1) for f in self.frozen if f.code == "inner_axis"]
-        held = self.find(np.concatenate(inner)) if inner else np.zeros(0, dtype=np.int64)
+        held = np.zeros(self.size, dtype=bool)
+        held[self.find(np.concatenate(inner)) if inner else []] = True
         for plane, finer, axis, flow, where in self.shared:
-            if len(held) and np.isin(self.find(plane), held).all():
+            if inner and held[self.find(plane)].all():
                 continue
             if not any(self._alike(plane, other) for other in finer):
                 self.closers.setdefault(axis, []).append(where)
@@ -369,9 +376,9 @@ class LabelBook:
 
     def varying(self, labels: Labels) -> list[int]:
         """Dimensions along which the units of ``labels`` still vary."""
-        return [
-            d for d in range(labels.ndim) if labels.shape[d] > 1 and not self._constant(labels, [d])
-        ]
+        roots = self.find(labels)
+        sizes = enumerate(labels.shape)
+        return [d for d, size in sizes if size > 1 and (roots != roots.take([0], axis=d)).any()]
 
 
 def _coarseness(plane: Plane) -> int:
@@ -382,4 +389,6 @@ def _coarseness(plane: Plane) -> int:
 def _once(zeros: Sequence[tuple[Axis, ...]]) -> tuple[Axis, ...]:
     """Join factors; squares have no slope at zero: what is one twice could never leave it."""
     joined = [axis for zero in zeros for axis in zero]
+    if len(joined) == len(set(joined)):
+        return tuple(joined)
     return tuple(axis for axis in joined if joined.count(axis) == 1)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .analyse import tensor_names
 from .errors import UnsupportedError
 from .fills import fill_streams
 from .spread import spread, spread_average
+from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

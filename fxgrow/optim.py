@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from .analyse import tensor_names
 from .errors import InputError, UnsupportedError
 from .fills import fill_streams
 from .ir import Fill
 from .moments import Moving, fill_averages, grown_state, moved_state
 from .regroup import Regrouping, bare, regroup, reschedule
 from .spread import fits, places, spread_average
+from .walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -154,14 +154,14 @@ class Propagation:
         """Give an axis its labels, and their plane."""
         axis, size, shape = (name, dim), tensor.shape[dim], [1] * tensor.ndim
         shape[dim] = size
+        self._starts.append(self.book.size)  # ascending: labels are in order
         own = self.axes[axis] = self.book.fresh(size)
         if self.outer:
             mark(self.book, own, self.outer.get(axis))
         parameter = type(tensor) is torch.nn.Parameter or isinstance(tensor, torch.nn.Parameter)
         self.book.weights.rank[axis] = parameter * (1 + tensor.requires_grad)
-        self._starts.append(int(own[0]))  # ascending: labels are in order
-        self._own[axis] = Plane(own.reshape(shape), (axis,), weight_flow(axis))
-        return self._own[axis]
+        plane = self._own[axis] = Plane(own.reshape(shape), (axis,), weight_flow(axis))
+        return plane
 
     def is_weight(self, tensor: torch.Tensor) -> bool:
         """Whether ``tensor`` is a parameter or computed from parameters alone."""
@@ -195,7 +195,7 @@ class Propagation:
 
     def role(self, planes: Iterable[Plane], role: str) -> None:
         """Say what the parameter axes behind ``planes`` do."""
-        for plane in without(self.book, planes):
+        for plane in without(self.book, planes) if self.book.echoes else planes:
             for axis in self.book.weights.writer(plane.zero) or self._origin(plane.labels):
                 self.roles.setdefault(axis, set()).add(role)
 
@@ -204,7 +204,9 @@ class Propagation:
 
         Where the weight is standardised its rows are known, and factors behind that are gains.
         """
-        if not any(is_shifted(axis) for plane in weight for axis in plane.zero):
+        if not self.book.weights.centred or not any(
+            is_shifted(axis) for plane in weight for axis in plane.zero
+        ):
             self.role(rows, "producer")
             return
         for axis in (a for plane in rows for a in plane.zero):
@@ -229,9 +231,8 @@ class Propagation:
 
     def freeze(self, planes: Iterable[Plane], code: str, op: str) -> None:
         """Freeze all labels of ``planes``."""
-        where = self.where(op)
         for plane in planes:
-            self.book.freeze(plane.labels, code, where)
+            self.book.freeze(plane.labels, code, self.where(op))
 
     def count_flops(
         self, flops: int, weight: Sequence[Plane] | None, planes: Sequence[Plane]
@@ -242,6 +243,17 @@ class Propagation:
             self.tensor_flops[owner] += flops
         else:
             self.product_flops.append(ProductFlops(flops, tuple(p.labels for p in planes)))
+
+
+class _Op(NamedTuple):
+    """What is to be done about an overload, which is held so that its id stays its."""
+
+    func: Any
+    packet: Any
+    name: str
+    rule: Callable[..., Any] | None
+    shortcut: Callable[..., Any] | None
+    mutable: bool
 
 
 class _Mode(TorchDispatchMode):
@@ -283,6 +295,7 @@ class LabelMode(_Mode):
         self.state = propagation
         self.lookup = rules.lookup if rules.own else table.lookup
         self.rules = table
+        self._ops: dict[int, _Op] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.label(func, args, kwargs or {})
@@ -294,12 +307,13 @@ class LabelMode(_Mode):
 
     def label(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Compute one ATen call, as far as needed, and label what comes out."""
-        state, packet = self.state, func.overloadpacket
-        if state.paused or (state.resized and packet in self.rules.BLANKS):
+        state = self.state
+        op = self._ops.get(id(func)) or self._op(func)
+        if state.paused or (state.resized and op.packet in self.rules.BLANKS):
             out = func(*args, **kwargs)
             return out if state.paused else self.rules.blank(state, out)
-        rule: Callable[..., Any] | None = self.lookup(func)
-        shortcut = None if state.computed else self.rules.SHORTCUTS.get(packet)
+        rule = op.rule
+        shortcut = None if state.computed else op.shortcut
         inputs = tensors_of(args)
         if kwargs:
             inputs += tensors_of(kwargs.values())
@@ -315,19 +329,27 @@ class LabelMode(_Mode):
                     return out
             out = func(*args, **kwargs)
         weight = not live and (given or weight)
-        live = live and packet not in self.rules.TOLD
-        if not labelled and not (packet in self.rules.ECHOING and _may_meet(out)):
+        live = live and op.packet not in self.rules.TOLD
+        if not labelled and not (op.packet in self.rules.ECHOING and _may_meet(out)):
             if live:
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
-        call = Call(packet._qualified_op_name.removeprefix("aten::"), args, kwargs, out)
+        call = Call(op.name, args, kwargs, out)
         if rule is None:
             rule = self.rules.unknown
-        if func._schema.is_mutable and inputs[0].__dict__.get(LABELS_KEY) is not None:
+        if op.mutable and inputs[0].__dict__.get(LABELS_KEY) is not None:
             self._guard_view(inputs[0], rule, call, weight=weight, live=live)
         else:
             state.assign(out, rule(state, call), weight=weight, live=live)
         return out
+
+    def _op(self, func: Any) -> _Op:
+        packet = func.overloadpacket
+        name = packet._qualified_op_name.removeprefix("aten::")
+        shortcut = self.rules.SHORTCUTS.get(packet)
+        op = _Op(func, packet, name, self.lookup(func), shortcut, func._schema.is_mutable)
+        self._ops[id(func)] = op
+        return op
 
     def _known(self, inputs: Iterable[torch.Tensor]) -> tuple[bool, bool, bool, bool]:
         """Whether there is a parameter, labels, a computed weight and data among the inputs."""
@@ -338,8 +360,9 @@ class LabelMode(_Mode):
             if value is None:
                 given = given or id(tensor) in names
                 continue
-            labelled = labelled or bool(value.planes)
-            weight, live = weight or value.weight, live or value.live
+            planes, own, data = value
+            labelled = labelled or bool(planes)
+            weight, live = weight or own, live or data
         return given, given or labelled, weight, live
 
     def _guard_view(

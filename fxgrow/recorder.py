@@ -8,15 +8,19 @@ with the model. Besides, every node remembers its source line and its checkpoint
 from __future__ import annotations
 
 import dis
+import inspect
 import os
 import sys
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .recompute import KEY, Region, Regions, is_entry
-from .walks import named_buffers, named_parameters, named_plain
+from .taps import Wrapped, constants, flagged, tapped, wrapping
+from .walks import named_modules, tensor_names
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -52,6 +56,44 @@ class Recorder(fx.Tracer):
         self._around: list[tuple[str, Region | None]] = [("", None)]
         self._named: dict[int, tuple[str, torch.Tensor]] = {}  # held, so that ids stay theirs
         self.numbers: dict[fx.Node, int] = {}  # in order of the graph
+        self.whole: tuple[Any, ...] = ()  # functions whose nodes stand for themselves
+        self.homes: list[Any] = []  # modules in which they may have other names
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace a shadow, as ``torch.fx`` does it."""
+        _LazyGraphModule.force_recompile(root)
+        self.root = root
+        forward: Any = type(root).forward
+        if not isinstance(forward, FunctionType):
+            raise TypeError(f"forward is no function but a {type(forward).__name__}")
+        named = named_modules(root, repeated=True)
+        self.submodule_paths = {module: name for name, module in reversed(named.items())}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        code = forward.__code__
+        self.graph._co_fields = {
+            "co_name": code.co_name,
+            "co_filename": code.co_filename,
+            "co_firstlineno": code.co_firstlineno,
+        }
+        self.tensor_attrs = constants(named)
+        cache: dict[str, Any] = {}
+
+        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self.call_module(module, module._call_impl, args, kwargs)
+
+        def read(name: str, value: Any) -> Any:
+            return self.getattr(name, value, cache)
+
+        with flagged():
+            run, args = self.create_args_for_root(forward, True, concrete_args)
+            with tapped(root, called, read), wrapping() as patcher:
+                self.wrapped = Wrapped(patcher, self.whole, self.homes)
+                self.wrapped.look(forward.__globals__)
+                hints = inspect.get_annotations(inspect.unwrap(run))
+                result = (self.create_arg(run(*args)),)
+                self.create_node("output", "output", result, {}, type_expr=hints.get("return"))
+        self.submodule_paths = None
+        return self.graph
 
     # -- nodes -------------------------------------------------------------------
 
@@ -69,9 +111,9 @@ class Recorder(fx.Tracer):
         node = self.graph.create_node(kind, target, (), {}, name, type_expr)
         self.numbers[node] = len(self.numbers)
         if args:
-            node.args = args
+            _set_args(node, args)
         if kwargs:
-            node.kwargs = kwargs
+            _set_kwargs(node, kwargs)
         meta = node.meta
         if self.module_stack:
             meta["nn_module_stack"] = self.module_stack.copy()
@@ -79,6 +121,15 @@ class Recorder(fx.Tracer):
         if region is not None and kind != "placeholder" and kind != "output":
             meta[KEY] = region
         return node
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any
+    ) -> Any:
+        """Write a node down; what it makes is a traced value."""
+        if rest or more:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        return self.proxy(node)
 
     def create_arg(self, a: Any) -> Any:
         """Arguments of nodes; a training flag becomes a plain bool."""
@@ -116,9 +167,7 @@ class Recorder(fx.Tracer):
     def _name_of(self, tensor: torch.Tensor) -> str | None:
         """First name of one of the root's parameters, buffers or tables."""
         if not self._named:
-            own: dict[str, torch.Tensor] = {**named_plain(self.root), **named_buffers(self.root)}
-            own.update(named_parameters(self.root))
-            self._named = {id(t): (name, t) for name, t in own.items()}
+            self._named = {id(t): (name, t) for name, t in tensor_names(self.root).items()}
         return self._named.get(id(tensor), (None, None))[0]
 
     # -- calls of modules ----------------------------------------------------------
@@ -155,12 +204,12 @@ class Recorder(fx.Tracer):
         # Beyond the tracer lies the caller's code, which is not the model's.
         while frame is not None and frame.f_code is not self.last:
             code = frame.f_code
-            known = _KINDS.get(code)
+            known = _KINDS.get(id(code))
             if known is None:
-                known = _KINDS[code] = _kind(code)
-            if known == "model":
+                known = _KINDS[id(code)] = _kind(code), code
+            if known[0] == "model":
                 source = source or f"{code.co_filename}:{frame.f_lineno}"
-            elif known == "entry":
+            elif known[0] == "entry":
                 entry = frame
             elif code is _OPEN:  # from where it was called is known
                 break
@@ -192,9 +241,13 @@ def gives_parameter(args: Any) -> bool:
     return any(found)
 
 
+# Past what a node does whenever an attribute is set: this changes no table of the graph's.
+_set_args: Any = fx.Node.args.fset  # type: ignore[attr-defined]  # a property
+_set_kwargs: Any = fx.Node.kwargs.fset  # type: ignore[attr-defined]  # a property
 _UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 _OPEN = Recorder.open.__code__
-_KINDS: dict[CodeType, str] = {}
+# By id, since the hash of code goes through all its names; it is held, so that the id stays its.
+_KINDS: dict[int, tuple[str, CodeType]] = {}
 
 
 def _kind(code: CodeType) -> str:

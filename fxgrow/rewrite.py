@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from .analyse import Analysis, LabelExecutor, tensor_names
+from .analyse import Analysis, LabelExecutor
 from .attributes import patch_declared, patch_module, patch_opened, patch_owner, patching_inside
 from .blanks import Blanks
 from .epsilon import EPSILONS, follow_shape, scale_epsilon, scale_smallest
@@ -34,6 +34,7 @@ from .solve import apply_sizes
 from .tables import add_constants, register_tables
 from .trace import no_fast_path
 from .unused import drop_unused
+from .walks import tensor_names
 from .whole import tidy, untouched
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from .errors import InputError, UnsupportedError
+from .walks import modules
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -38,7 +39,8 @@ _ASK = "pass wrap=callable, which gets the grown module and returns it sharded"
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether ``fully_shard`` was applied to the model or a part of it."""
-    return _fsdp_class() is not None and any(map(is_shard, model.modules()))
+    kind = _fsdp_class()
+    return kind is not None and any(isinstance(part, kind) for part in modules(model))
 
 
 def is_shard(model: nn.Module) -> bool:

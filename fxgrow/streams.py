@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import fx
 
-from .analyse import tensor_names
 from .epsilon import OWN_EPSILON, holds_epsilon
 from .flows import VARIES, is_linear
 from .ir import Filling, Norm
@@ -235,7 +234,7 @@ class _Judge:
 
     def _coarse(self, fillings: Sequence[Filling]) -> bool:
         """Whether weights of half precision would have to hold means or roots: too coarse."""
-        tensors = tensor_names(self.analysis.traced.root)
+        tensors = self.analysis.tensors
         return any(
             filling.kind in {"mean", "gain"} and tensors[slot.tensor].element_size() < 4
             for slot, filling in zip(self.slots, fillings, strict=True)

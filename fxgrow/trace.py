@@ -19,7 +19,7 @@ from .module import GrownModule
 from .plain import duplicate, eagerly, set_mode
 from .rules.own import Declaration, Rules
 from .tracer import FAILURES, Flag, graph_of
-from .walks import named_modules, parameters
+from .walks import modules, parameters
 from .whole import whole_graph
 
 if TYPE_CHECKING:
@@ -201,13 +201,13 @@ def _untraced(root: nn.Module, inputs: Inputs, why: str, rules: Rules) -> Traced
 
 
 def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
-    modules = named_modules(root)
-    modes = {name: module.training for name, module in modules.items()}
+    parts = modules(root)
+    modes = [module.training for module in parts]
     graphs = {}
     try:
         for mode in ("eval", "train"):
             flag = Flag(mode == "train")
-            for module in modules.values():
+            for module in parts:
                 module.__dict__["training"] = flag
             with no_fast_path(), eagerly(root):
                 graphs[mode] = graph_of(root, inputs, own)
@@ -215,8 +215,8 @@ def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
                 graphs["train"] = graphs["eval"]
                 break
     finally:
-        for name, module in modules.items():
-            set_mode(module, modes[name])
+        for module, training in zip(parts, modes, strict=True):
+            set_mode(module, training)
     if graphs["eval"] is not graphs["train"] and _same(graphs["eval"], graphs["train"]):
         graphs["eval"] = graphs["train"]  # only this one may hold checkpoints
     return graphs

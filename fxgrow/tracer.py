@@ -103,13 +103,12 @@ class Tracer(Recorder):
     """Symbolic tracer that knows the example inputs."""
 
     def __init__(self, inputs: Inputs, rules: Rules) -> None:
-        none: Any = ()  # annotated as a tuple of one module
         patterns, callers = pattern_functions()
+        super().__init__((), param_shapes_constant=False)
         self.whole = (*KEPT_WHOLE, *_FACTORIES, *patterns, *rules.functions)
-        super().__init__(none, self.whole, param_shapes_constant=False)
         # Wherever they are called from, by whatever name.
         homes = (sys.modules.get(function.__module__) for function in rules.functions)
-        self._autowrap_search = [torch, rnn, *callers, *(home for home in homes if home)]
+        self.homes = [*callers, *(home for home in homes if home)]
         self.inputs = inputs
         self.rules = rules
         self.values: dict[fx.Node, Any] = {}
@@ -142,6 +141,7 @@ class Tracer(Recorder):
             name = self.path_of_module(m)
             if self.is_leaf_module(m, name):
                 return self.record(m, name, args, kwargs)
+        self.wrapped.look(getattr(m.forward, "__globals__", {}))
         last = next(iter(reversed(self.graph.nodes)), None)
         if body is not None:
             try:
@@ -289,11 +289,11 @@ class Tracer(Recorder):
 
     def concrete(self, node: fx.Node) -> Any:
         """Value of ``node`` on the example inputs; tensors have shapes, not values."""
-        from .execute import Executor
+        from .execute import ShapeExecutor
         from .propagate import ShapeMode
 
         if self._executor is None:
-            self._executor = Executor(self.root, self.inputs, self.values)
+            self._executor = ShapeExecutor(self.root, self.inputs, self.values)
 
         needed, queue = set(), [node]
         while queue:

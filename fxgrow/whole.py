@@ -16,11 +16,11 @@ from .patterns import read_anew
 from .propagate import LABELS_KEY
 from .rules.recurrent import is_recurrent
 from .tracked import tracked_attributes
-from .walks import holds_inside, named_modules
+from .walks import holds_inside
 from .witness import Witness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from .propagate import Propagation
     from .trace import Inputs
@@ -58,11 +58,10 @@ def is_own(module: nn.Module) -> bool:
 
 
 def opaque_leaves(
-    root: nn.Module, graph: fx.Graph, hides: Callable[[nn.Module], bool]
+    modules: Mapping[str, nn.Module], graph: fx.Graph, hides: Callable[[nn.Module], bool]
 ) -> list[str]:
     """Names of the modules that a graph calls as they are, with sizes of their own."""
     names = dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module")
-    modules = named_modules(root, repeated=True)
     found = []
     for name in names:
         module = modules[name]
@@ -73,14 +72,21 @@ def opaque_leaves(
 
 @contextmanager
 def watching(
-    root: nn.Module, graph: fx.Graph, state: Propagation, hides: Callable[[nn.Module], bool]
+    modules: Mapping[str, nn.Module],
+    graph: fx.Graph,
+    state: Propagation,
+    hides: Callable[[nn.Module], bool],
 ) -> Iterator[None]:
-    """Track the sizes that a graph's opaque leaves hold, while it runs."""
-    leaves = opaque_leaves(root, graph, hides)
+    """Track the sizes that a graph's opaque leaves hold, while it runs.
+
+    ``modules`` are the root and all inside it, by all their names.
+    """
+    leaves = opaque_leaves(modules, graph, hides)
     if not leaves:
         yield
         return
     state.computed = True
+    root = modules[""]
     witness = state.witness = Witness(state, root)
     with tracked_attributes(root, leaves, witness.tell), read_anew():
         try:

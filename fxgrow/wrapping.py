@@ -23,6 +23,7 @@ from .sharding import (
     spread_like,
     whole,
 )
+from .walks import modules
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -322,7 +323,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[_Layer, nn.Module]]:
 def _refuse_fsdp1(model: nn.Module) -> None:
     fsdp = sys.modules.get("torch.distributed.fsdp")
     old = getattr(fsdp, "FullyShardedDataParallel", None)
-    if old is not None and any(isinstance(part, old) for part in model.modules()):
+    if old is not None and any(isinstance(part, old) for part in modules(model)):
         raise UnsupportedError(
             "the model is wrapped in FullyShardedDataParallel (FSDP1), which is not supported; "
             "use torch.distributed.fsdp.fully_shard, or pass the plain model"

@@ -18,6 +18,7 @@ import speed
 import fxgrow
 
 ATTEMPTS = 3
+CALLS = 520  # of functions, Python's and others, for each operation of a residual network
 
 
 def best_ratio(figure, bound):
@@ -71,3 +72,4 @@ def test_calls_are_linear_in_operations():
     first = (middle[1] - small[1]) / (middle[0] - small[0])
     second = (large[1] - middle[1]) / (large[0] - middle[0])
     assert second <= 1.03 * first, (first, second)
+    assert second <= CALLS, second

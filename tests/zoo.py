@@ -14,6 +14,7 @@ from zoo_models import build
 import fxgrow
 from fxgrow.errors import FxgrowError
 from fxgrow.rewrite import rewrite
+from fxgrow.walks import named_modules
 from fxgrow.whole import opaque_leaves
 
 TOLERANCE = 1e-10
@@ -104,7 +105,8 @@ def _describe(outcome, inspection):
     traced = inspection.analysis.traced
     outcome.front_end = "own class" if traced.obstacle else "graph"
     if not traced.obstacle:
-        outcome.leaves = len(opaque_leaves(traced.root, traced.graphs["eval"], lambda _: True))
+        named = named_modules(traced.root, repeated=True)
+        outcome.leaves = len(opaque_leaves(named, traced.graphs["eval"], lambda _: True))
     outcome.unsupported = [u.op for u in inspection.unsupported]
     for group in inspection.frozen:
         outcome.reasons[group.reason.code] = outcome.reasons.get(group.reason.code, 0) + 1

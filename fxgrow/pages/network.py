@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analyse import tensor_names
 from ..groups import layer_of
+from ..walks import tensor_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -28,11 +28,11 @@ def spread(planes: Iterable[Plane], dims: Sequence[int], ndim: int) -> list[Plan
     """Move planes to the dimensions ``dims`` of a virtual tensor of ``ndim``."""
     order = _order(tuple(dims))
     result = []
-    for plane in planes:
+    for labels, zero, flow in planes:
         shape = [1] * ndim
-        for old, new in enumerate(dims):
-            shape[new] = plane.labels.shape[old]
-        result.append(plane._replace(labels=plane.labels.transpose(order).reshape(shape)))
+        for new, size in zip(dims, labels.shape, strict=True):
+            shape[new] = size
+        result.append(Plane(labels.transpose(order).reshape(shape), zero, flow))
     return result
 
 
@@ -44,11 +44,15 @@ def _order(dims: tuple[int, ...]) -> tuple[int, ...]:
 def squeeze_to(planes: Iterable[Plane], dims: Sequence[int]) -> list[Plane]:
     """Keep only the dimensions ``dims``, in this order (the others have size 1)."""
     result = []
-    for p in planes:
-        rest = [d for d in range(p.labels.ndim) if d not in dims]
-        labels = p.labels.transpose([*dims, *rest])
-        result.append(p._replace(labels=labels.reshape(labels.shape[: len(dims)])))
+    for labels, zero, flow in planes:
+        labels = labels.transpose(_first(tuple(dims), labels.ndim))
+        result.append(Plane(labels.reshape(labels.shape[: len(dims)]), zero, flow))
     return result
+
+
+@cache
+def _first(dims: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    return (*dims, *(d for d in range(ndim) if d not in dims))
 
 
 def contraction(

@@ -6,9 +6,12 @@ the right shape, dtype and device, or ``NotImplemented`` where torch had better 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def skip_mm(args: Any, kwargs: Any) -> Any:
@@ -96,11 +99,87 @@ def skip_in_place(args: Any, kwargs: Any) -> Any:
 
 
 def skip_binary(args: Any, kwargs: Any) -> Any:
-    """Shape of a pointwise function of two tensors of one dtype."""
+    """Shape of a pointwise function of two tensors of one dtype, or of one and a number."""
     a, b = args[:2]
-    if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or not a.is_floating_point():
+    if type(b) in _NUMBERS:
+        return skip_unary(args, kwargs)
+    if not fit(a, b):
         return NotImplemented
-    return torch.empty_like(a) if a.shape == b.shape else NotImplemented
+    if a.shape == b.shape:
+        return torch.empty_like(a)
+    if not (a.is_contiguous() and b.is_contiguous()) or kwargs.keys() & {"rounding_mode"}:
+        return NotImplemented
+    shape = broadcast(a.shape, b.shape)
+    return NotImplemented if shape is None else a.new_empty(shape)
+
+
+def skip_binary_in_place(args: Any, kwargs: Any) -> Any:
+    """In-place pointwise function of two tensors of one dtype, or of one and a number."""
+    a, b = args[:2]
+    if type(b) in _NUMBERS:
+        return a if a.is_floating_point() else NotImplemented
+    return a if fit(a, b) and broadcast(a.shape, b.shape) == tuple(a.shape) else NotImplemented
+
+
+_NUMBERS: frozenset[type] = frozenset({int, float})
+
+
+def fit(a: Any, b: Any) -> bool:
+    """Whether two operands are tensors of the same floating point type."""
+    both = isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)
+    return both and a.dtype == b.dtype and a.is_floating_point()
+
+
+def broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
+    """Shape of what two shapes broadcast to, None where they don't."""
+    short, long = sorted((a, b), key=len)
+    gap = len(long) - len(short)
+    pairs = list(zip(long[gap:], short, strict=True))
+    if any(m != n and m != 1 and n != 1 for m, n in pairs):
+        return None
+    return (*long[:gap], *(n if m == 1 else m for m, n in pairs))
+
+
+def skip_clone(args: Any, kwargs: Any) -> Any:
+    """Shape and strides of a copy."""
+    return torch.empty_like(args[0], **kwargs) if args[0].is_floating_point() else NotImplemented
+
+
+def skip_cast(args: Any, kwargs: Any) -> Any:
+    """Zeros for integers that are made of what may be anything: they are valid indices."""
+    x, dtype = args[0], kwargs.get("dtype")
+    if dtype is None or dtype.is_floating_point or dtype.is_complex or kwargs.get("device"):
+        return NotImplemented
+    plain = x.is_floating_point() and x.is_contiguous()
+    return x.new_zeros(x.shape, dtype=dtype) if plain else NotImplemented
+
+
+def skip_roll(args: Any, kwargs: Any) -> Any:
+    """Shape of a rolled tensor."""
+    plain = args[0].is_floating_point() and args[0].is_contiguous()
+    return torch.empty_like(args[0]) if plain else NotImplemented
+
+
+def skip_mean(args: Any, kwargs: Any) -> Any:
+    """Shape of a mean over dimensions that are named."""
+    x, dims = args[0], args[1] if len(args) > 1 else None
+    if kwargs or not dims or not (x.is_floating_point() and x.is_contiguous()):
+        return NotImplemented
+    gone = {d % x.ndim for d in dims}
+    if len(args) > 2 and args[2]:
+        return x.new_empty([1 if d in gone else n for d, n in enumerate(x.shape)])
+    return x.new_empty([n for d, n in enumerate(x.shape) if d not in gone])
+
+
+def skip_pad(args: Any, kwargs: Any) -> Any:
+    """Shape of a tensor with constants around it."""
+    x, widths = args[0], args[1]
+    if not (x.is_floating_point() and x.is_contiguous()) or any(type(n) is not int for n in widths):
+        return NotImplemented
+    shape = list(x.shape)
+    for i, (before, after) in enumerate(zip(widths[::2], widths[1::2], strict=True)):
+        shape[-1 - i] += before + after
+    return NotImplemented if min(shape) < 1 else x.new_empty(shape)
 
 
 def skip_cat(args: Any, kwargs: Any) -> Any:
@@ -135,9 +214,15 @@ def _table() -> dict[Any, Any]:
         aten.avg_pool2d: skip_avg_pool,
         aten._scaled_dot_product_flash_attention_for_cpu: skip_attention,
         aten.cat: skip_cat,
-        aten.add: skip_binary,
-        aten.mul: skip_binary,
+        aten.clone: skip_clone,
+        aten._to_copy: skip_cast,
+        aten.roll: skip_roll,
+        aten.mean: skip_mean,
+        aten.constant_pad_nd: skip_pad,
     }
+    for name in ("add", "sub", "mul", "div"):
+        table[getattr(aten, name)] = skip_binary
+        table[getattr(aten, name + "_")] = skip_binary_in_place
     for name in unary.split():
         table[getattr(aten, name)] = skip_unary
         table[getattr(aten, name + "_")] = skip_in_place
