@@ -17,6 +17,7 @@ MESSAGES = {
     "vocabulary": "the axis is indexed by the user's data",
     "layer_norm": "layer or RMS normalisation over the channels mixes all units",
     "group_norm": "group normalisation with one group mixes all units",
+    "batch_norm": "batch normalisation over these positions, not channels, mixes all units",
     "_softmax": "softmax over the channels mixes all units",
     "spatial": "pooling over these positions mixes the units",
     "unknown_op": "an operation without a rule touches the units",

@@ -350,6 +350,13 @@ class Counted(Stream):
         return table(x.shape[1], x.shape[2]) * x.numel()
 
 
+class Tokens(Stream):
+    """Batch norm takes tokens for channels: its statistics are those of all units."""
+
+    def __init__(self):
+        super().__init__(lambda width: nn.BatchNorm1d(6))
+
+
 class Inputs(Stream):
     """The user's own data are what the stream begins with."""
 
@@ -416,6 +423,7 @@ NETWORKS = {
 HELD = {
     "slopes": (Slopes, TOKENS, "attention.qkv", "unlabelled"),
     "counted": (Counted, TOKENS, "stem", "unlabelled"),
+    "tokens": (Tokens, TOKENS, "stem", "batch_norm"),
     "inputs": (Inputs, TOKENS, "down", "unlabelled"),
     "of data": (OfData, TOKENS, "stem", "unlabelled"),
     "written": (Written, TOKENS, "stem", "unlabelled"),

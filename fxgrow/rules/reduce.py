@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..echoes import without
 from ..flows import Flow, fixed, known, same
 from ..planes import Plane
 from .standard import standardised, standardised_rows, statistic, summed_squares
@@ -91,6 +92,9 @@ def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
     centred = standardised(state, call)
     own_labels = {id(p.labels) for p in centred}
     rows = [p for p in _per_channel(state, x) if id(p.labels) not in own_labels]
+    if state.value(x).live:  # tokens as channels: statistics are taken over the units
+        mixed = [p for p in without(state.book, rows) if p.dims and 1 not in p.dims]
+        state.freeze(mixed, "batch_norm", call.name)
     operands: list[tuple[list[Plane], Sequence[int]]] = [(rows, x.shape)]
     for entry in call.args[1:5]:
         if isinstance(entry, torch.Tensor):
