@@ -132,11 +132,12 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
 - **Why it is ahead there** was looked at on validation data (six seeds each, by a script that is
   not kept). Not for rows that are shorter behind norms, and so learn faster: rows scaled to a half,
   exactly, end 0.7 points lower, and twice the learning rate is within the noise. One part is where
-  units go: its vote gives the stream 14 of 27 units, that of the default 6, and a unit of the stream
-  brings more parameters than one inside a block. With all units in the stream the default ends 1.1
-  points above its uniform shares. What finds that is judging in a pass of its own, which costs as
-  much again, ranks groups no better on the whole ([oracle](oracle.md)), and in three seeds each gained
-  nothing on `digits-narrow` and `mnist-lopsided`; so it stays an option (`candidates="paper"`).
+  units go: its vote gives the stream 14 of 27 units, that of the default 6, and a unit of the
+  stream brings more parameters than one inside a block. With all units in the stream the default
+  ends 1.1 points above its uniform shares. What finds that is judging in a pass of its own, which
+  costs as much again, ranks groups no better on the whole ([oracle](oracle.md)), and in three seeds
+  each gained nothing on `digits-narrow` and `mnist-lopsided`; so it stays an option
+  (`candidates="paper"`).
   The other part, about a point and 0.05 of validation loss at equal shares, is its decay of frozen
   rows; soft thresholds in place of it do not give the same. `scratch` has a lower loss on training
   data as well (1.15 against 1.26), so the grown network lacks training there, not regularisation.

@@ -142,7 +142,8 @@ def peers(results):
     )
     return (
         f"## The peer\n\n{table(heads, rows)}\n\n{part}No hints to either (`--peer`). "
-        f"Torch-Pruning {_version('torch-pruning')}, the last linear layer ignored, a minute a model on a busy machine; verdicts: "
+        f"Torch-Pruning {_version('torch-pruning')}, the last linear layer ignored, "
+        "a minute a model on a busy machine; verdicts: "
         f"{told}. Each model's verdict, groups and seconds are in the JSON.\n"
     )
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from torch import fx
 
 from .aligned import in_steps
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
 from .jointly import join_mixed, rows_of
-from .messages import MESSAGES
+from .messages import reason_for
 from .plan import CostModel
 from .planes import slabs
 from .repeats import bears_copies, made_up
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from .analyse import Analysis
     from .ir import Role
-    from .labels import LabelBook, Mixing, Where
+    from .labels import LabelBook, Mixing
     from .planes import Axis, Labels
 
 Hashes = npt.NDArray[np.uint64]
@@ -109,16 +108,6 @@ def _freeze_irregular(
                 hit = own.reshape(-1)
                 frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
                 reasons.append(reason_for("reshape" if vary else "inner_mixed", where))
-
-
-def reason_for(code: str, where: Where | None) -> Reason:
-    """Word a reason, with the place."""
-    message = MESSAGES.get(code, f"{code} over the channels mixes all units")
-    if where is None or not isinstance(where.site, fx.Node):
-        return Reason(code, message)
-    return Reason(
-        code, f"{message} ({where.op})", where.site.name, where.site.meta.get("source", "")
-    )
 
 
 def _signatures(census: _Census) -> Hashes:

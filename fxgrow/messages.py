@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ["MESSAGES"]
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from .ir import Reason
+
+if TYPE_CHECKING:
+    from .events import Where
+
+__all__ = ["MESSAGES", "reason_for"]
 
 MESSAGES = {
     "input": "these columns read the model's inputs, which are the user's",
@@ -23,6 +32,7 @@ MESSAGES = {
     "sum": "a sum over the channels mixes all units",
     "norm": "a norm over the channels mixes all units",
     "p_norm": "a norm over the channels, of an order other than 1, 2 or infinity, mixes all units",
+    "batch_norm": "batch normalisation over these positions, not channels, mixes all units",
     "_softmax": "softmax over the channels mixes all units",
     "spatial": "pooling over these positions mixes the units",
     "unknown_op": "an operation without a rule touches the units",
@@ -44,3 +54,13 @@ MESSAGES = {
     "inner_table": "a table of the old size (such as rotary frequencies) lies along the inner axis",
     "inner_mixed": "operations mix all positions of these axes: they are one unit, and stay it",
 }
+
+
+def reason_for(code: str, where: Where | None) -> Reason:
+    """Word a reason, with the place."""
+    message = MESSAGES.get(code, f"{code} over the channels mixes all units")
+    if where is None or not isinstance(where.site, fx.Node):
+        return Reason(code, message)
+    return Reason(
+        code, f"{message} ({where.op})", where.site.name, where.site.meta.get("source", "")
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .groups import reason_for
+from .messages import reason_for
 from .shuffle import add_order
 
 if TYPE_CHECKING:
@@ -110,16 +110,18 @@ class Placer:
             Of what it reads.
         """
         edits, inputs = [], list(node.all_input_nodes)
+        current = {given: given for given in inputs}  # what one dimension was widened in
         for event in self.sites.get(node, ()):
             gains = self.sizes.gain[event.labels]
             if not gains.any():
                 continue
             given, other = inputs[event.given], inputs[event.other]
-            build = _Build(node, given, event.dim, self.root)
+            build = _Build(node, current[given], event.dim, self.root)
             if values[given].dtype != values[other].dtype:
-                build.value = build.method("type_as", given, other)
+                build.value = build.method("type_as", build.value, other)
             kinds = self._widened(build, event, gains, values[given].ndim)
-            node.replace_input_with(given, build.value)
+            node.replace_input_with(current[given], build.value)
+            current[given] = build.value
             edits.append(f"{node.name}: {given.name} stays with the old units, new: {kinds}")
         return edits
 

@@ -22,6 +22,7 @@ from .locator import Locator
 from .makeup import changes, factor_of, insert_factor, scale_numbers, scale_standard
 from .module import GrownModule, copy_graph
 from .multihead import free_attention
+from .nested import noted_in, pairs_in
 from .partition import check_partition
 from .patch import Site, Sizes, patch_of
 from .placed import Placer
@@ -244,7 +245,7 @@ class _Widener(LabelExecutor):
         known = self._grows.get(node)
         if known is None:
             known = self._grows[node] = any(
-                self.sizes.touches(noted) for noted in _noted(self.known.get(node))
+                self.sizes.touches(noted) for noted in noted_in(self.known.get(node))
             )
         return known
 
@@ -330,7 +331,7 @@ class _Widener(LabelExecutor):
         Executor.run(self, reversed(added))
 
     def _compare(self, node: fx.Node, before: Any, value: Any) -> None:
-        for noted, tensor in _pairs(before, value):
+        for noted, tensor in pairs_in(before, value):
             wanted = self.sizes.shape(noted)
             if wanted != tuple(tensor.shape):
                 raise UnsupportedError(
@@ -338,25 +339,6 @@ class _Widener(LabelExecutor):
                     f"{wanted} is needed; exclude the group, or register how its sizes follow "
                     "the width"
                 )
-
-
-def _noted(value: Any) -> Iterator[Noted]:
-    """Tensors among the (nested) outputs of a node."""
-    if isinstance(value, Noted):
-        yield value
-    elif isinstance(value, (dict, tuple, list)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _noted(item)
-
-
-def _pairs(before: Any, value: Any) -> list[tuple[Noted, torch.Tensor]]:
-    if isinstance(before, Noted):
-        return [(before, value)] if isinstance(value, torch.Tensor) else []
-    if isinstance(before, dict):
-        return [p for key, item in before.items() for p in _pairs(item, value[key])]
-    if isinstance(before, (tuple, list)):
-        return [p for a, b in zip(before, value, strict=False) for p in _pairs(a, b)]
-    return []
 
 
 def _place(node: fx.Node) -> str:

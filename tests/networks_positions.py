@@ -283,6 +283,20 @@ class Joined(nn.Module):
         return self.head(torch.tanh(self.mid(torch.tanh(x))).mean(1))
 
 
+class Both(nn.Module):
+    """Layers mix the tokens, too: what is added lies beside units in both directions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.tokens = nn.Linear(4, WIDTH), nn.Linear(6, 5)
+        self.back, self.head = nn.Linear(5, 2), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = self.tokens(torch.tanh(self.stem(x)).transpose(1, 2)).transpose(1, 2)
+        x = torch.tanh(x + table(x.shape[1], x.shape[2]))
+        return self.head(torch.tanh(self.back(x.transpose(1, 2)).transpose(1, 2)).mean(1))
+
+
 class HalfNorm(nn.Module):
     """Only the first part of what positions are added to is normalised."""
 
@@ -334,6 +348,13 @@ class Counted(Stream):
 
     def positions(self, x):
         return table(x.shape[1], x.shape[2]) * x.numel()
+
+
+class Tokens(Stream):
+    """Batch norm takes tokens for channels: its statistics are those of all units."""
+
+    def __init__(self):
+        super().__init__(lambda width: nn.BatchNorm1d(6))
 
 
 class Inputs(Stream):
@@ -394,6 +415,7 @@ NETWORKS = {
     "plain": (Plain, TOKENS, "fresh"),
     "maps": (Maps, IMAGE, "fresh"),
     "joined": (Joined, TOKENS, "fresh"),
+    "both ways": (Both, TOKENS, "fresh"),
     "half a norm": (HalfNorm, TOKENS, "fresh"),
     "softened": (Softened, TOKENS, "copies"),
 }
@@ -401,6 +423,7 @@ NETWORKS = {
 HELD = {
     "slopes": (Slopes, TOKENS, "attention.qkv", "unlabelled"),
     "counted": (Counted, TOKENS, "stem", "unlabelled"),
+    "tokens": (Tokens, TOKENS, "stem", "batch_norm"),
     "inputs": (Inputs, TOKENS, "down", "unlabelled"),
     "of data": (OfData, TOKENS, "stem", "unlabelled"),
     "written": (Written, TOKENS, "stem", "unlabelled"),

@@ -62,7 +62,7 @@ def test_all_at_once_and_twice(name):
 LONGER = {id(TOKENS): (3, 9, 4), id(IMAGE): (1, 3, 7, 5), id(VIDEO): (3, 3, 3, 2, 5)}
 
 
-@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize("name", [n for n in ANY if n != "both ways"])  # its length is a width
 def test_batch_and_length_stay_free(name):
     model, example, _ = build(name)
     given = NETWORKS[name][1]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..echoes import without
 from ..events import Statistic
 from ..flows import VARIES, Flow, fixed, is_linear, known, same, scaled
 from ..inner import is_inner
@@ -140,6 +141,9 @@ def batch_norm(state: Propagation, call: Call) -> list[list[Plane]]:
     centred = standardised(state, call)
     own_labels = {id(p.labels) for p in centred}
     rows = [p for p in _per_channel(state, x) if id(p.labels) not in own_labels]
+    if state.value(x).live:  # tokens as channels: statistics are taken over the units
+        mixed = [p for p in without(state.book, rows) if p.dims and 1 not in p.dims]
+        state.freeze(mixed, "batch_norm", call.name)
     operands: list[tuple[list[Plane], Sequence[int]]] = [(rows, x.shape)]
     flows: list[Flow | None] = []
     for place, entry in enumerate(call.args[1:5]):
