@@ -2,7 +2,7 @@
 
 A unit that is zero on every sample gets no gradient, neither for its row nor for what reads it:
 training can't bring it back. What reads it may as well be zero, and then its row is free: it
-becomes an active row (:mod:`fxgrow.rows`), on for half of the samples, as a new unit would.
+becomes an active row (:mod:`fxgrow.rows`), on for about half of the samples, as a new unit would.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def revive(
 ) -> Revival:
     """Give units that are zero on all samples a new start, in place, as a training step would.
 
-    Their rows get the mean norm of the living ones, their biases let them be on for half of the
-    samples, and what reads them becomes zero. So on these samples the function is kept; on others,
-    where a unit may have been on, it loses that unit's share. Only units whose row and bias are
-    their own can be revived: of those behind a norm the bias is the norm's.
+    Their rows get the mean norm of the living ones, their biases let them be on where they are
+    above their mean, and what reads them becomes zero. So on these samples the function is kept; on
+    others, where a unit may have been on, it loses that unit's share. Only units whose row and bias
+    are their own can be revived: of those behind a norm the bias is the norm's.
 
     Parameters
     ----------
@@ -147,9 +147,8 @@ def revive(
             dead, count = _dead(inspection, module, first, team, progress)
             chosen, left = _chosen(inspection, module, dead)
             chosen, refused = _released(module, chosen, example)
-            middle = 0.5 if team.size == 1 else None
-            activate_rows(
-                module, chosen, first, on=middle, seed=seed, progress=progress, mean=team.mean
+            activate_rows(  # above their means: medians of many processes are not those of one
+                module, chosen, first, on=None, seed=seed, progress=progress, mean=team.mean
             )
     tensors = dict(module.named_parameters(remove_duplicate=False))
     several = (optimizer,) if isinstance(optimizer, torch.optim.Optimizer) else tuple(optimizer)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ranks_models import SIZE, halves, net, normed, rootless_twice, sharded, share
+from ranks_models import SIZE, batches, halves, net, normed, rootless_twice, sharded, share
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel as DDP
@@ -75,16 +75,19 @@ def calibration(rank):
     return growth.module.state_dict()
 
 
-def revived(rank):
+def dying(wrap, data):
     """One unit is dead everywhere, one but for a sample that only one of the ranks sees."""
-    model = DDP(net())
-    layer = model.module[3]
+    plain = net()
     with torch.no_grad():
-        layer.bias[1] = -1e3
-        seen = [model.module[:4](x)[:, 2] for each in range(SIZE) for x, _ in share(each)]
-        layer.bias[2] -= torch.cat(seen).topk(2).values.mean()  # above only the highest sample
-    found = fxgrow.revive(model, share(rank))
-    return {"revived": dict(found.revived), "state": model.module.state_dict()}
+        plain[3].bias[1] = -1e3
+        seen = [plain[:4](x)[:, 2] for x, _ in batches()]
+        plain[3].bias[2] -= torch.cat(seen).topk(2).values.mean()  # above only the highest sample
+    found = fxgrow.revive(wrap(plain), data)
+    return {"revived": dict(found.revived), "state": plain.state_dict()}
+
+
+def revived(rank):
+    return dying(DDP, share(rank))
 
 
 def means(rank):
@@ -187,6 +190,7 @@ def grow_and_train(wrap, data, epochs=3, path=None):
         schedule=fxgrow.every(epochs=1),
         adjust_epochs=1,
         track={"scheduler": scheduler},
+        revive=0,  # not done under FSDP2
     )
     if path is not None:
         model = grower.resume(path)

@@ -415,3 +415,22 @@ def test_models_with_values_do_as_well(tmp_path):
     opened = open_checkpoint(tmp_path / "net.safetensors", resnet(), IMAGE)
     assert all(p.is_meta and p.dtype == torch.float64 for p in opened.fitted.model.parameters())
     assert (opened.inputs.device.type, opened.inputs.dtype) == ("meta", torch.float64)
+
+
+class Turned(nn.Module):
+    """Units that change places, by constants and by an index that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        order = x[0].argsort()
+        return self.head(self.one(x).roll(1, dims=0)) + self.two(x)[:, order].sum(1, keepdim=True)
+
+
+def test_what_is_moved_without_values():
+    """Rolls are followed on the meta device, too; an index without values freezes."""
+    found = fxgrow.inspect(on_meta(Turned), torch.zeros(2, 4))
+    assert [g.name for g in found.groups] == ["one"]
+    assert {g.name: g.reason.code for g in found.frozen}["two"] == "data_dependent"

@@ -11,6 +11,7 @@ from ..echoes import echoes_of, is_echo, without
 from ..flows import alone, total
 from ..labels import Meeting, Reshape
 from ..planes import Labels, Plane, compress, reshape_plane
+from ..walks import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -316,11 +317,15 @@ def execute(state: Propagation, call: Call) -> list[Plane]:
     """Any other movement of one tensor by constants: run it on the labels."""
     x = call.args[0]
     result = []
+    if any(t.is_meta for t in tensors_of(call.args[1:])):  # without values nobody knows where to
+        state.freeze(without(state.book, state.planes(x)), "data_dependent", call.name)
+        return result
     for plane in state.planes(x):
         if x.numel() > _LIMIT:
             state.freeze([plane], "too_large", call.name)
             continue
-        labels = torch.from_numpy(np.broadcast_to(plane.labels, x.shape).copy()).to(x.device)
+        labels = torch.from_numpy(np.broadcast_to(plane.labels, x.shape).copy())
+        labels = labels if x.is_meta else labels.to(x.device)
         moved = getattr(torch.ops.aten, call.name)(labels, *call.args[1:], **call.kwargs)
         result.append(plane._replace(labels=compress(moved.cpu().numpy())))
     return result
