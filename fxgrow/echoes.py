@@ -49,7 +49,8 @@ def echoes_of(book: LabelBook, before: Sequence[int], after: Sequence[int]) -> l
 
 def is_echo(book: LabelBook, plane: Plane) -> bool:
     """Whether the labels of a plane are those of an echo."""
-    return bool(book.echoes) and int(plane.labels.reshape(-1)[0]) in book.echoes
+    labels = plane.labels.reshape(-1)
+    return bool(book.echoes) and bool(labels.size) and int(labels[0]) in book.echoes
 
 
 def without(book: LabelBook, planes: Iterable[Plane]) -> list[Plane]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,8 @@ from checks import errors, randomised, step, untrained
 from torch import nn
 
 import fxgrow
+from fxgrow.echoes import without
+from fxgrow.planes import Plane
 
 EXACT = 1e-10
 PICTURE = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -101,3 +106,11 @@ def test_sums_over_what_is_repeated_hold_it():
 
     inspection = fxgrow.inspect(Summed(), torch.randn(2, 3))
     assert "a" not in {g.name for g in inspection.groups}
+
+
+def test_labels_of_nothing_are_no_echo():
+    """Detectors may select none of their boxes beside masks that are repeated."""
+    book, nothing = SimpleNamespace(echoes={3}), np.zeros((0, 4), dtype=np.int64)
+    some = np.full((1, 4), 3)
+    (kept,) = without(book, [Plane(nothing), Plane(some)])
+    assert kept.labels is nothing
