@@ -136,7 +136,7 @@ def peers(results):
     failing = Counter(r["peer"]["verdict"].partition(":")[0] for r in compared)
     told = ", ".join(f"{verdict}: {n}" for verdict, n in failing.most_common())
     part = (
-        f"{len(compared)} of {len(results)} models were run with it so far: no sample of the zoos. "
+        f"{len(compared)} of {len(results)} models were run with it. "
         if len(compared) < len(results)
         else ""
     )
