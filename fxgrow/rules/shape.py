@@ -316,7 +316,7 @@ def pad(state: Propagation, call: Call) -> list[Plane]:
 def execute(state: Propagation, call: Call) -> list[Plane]:
     """Any other movement of one tensor by constants: run it on the labels."""
     x = call.args[0]
-    result = []
+    result: list[Plane] = []
     if any(t.is_meta for t in tensors_of(call.args[1:])):  # without values nobody knows where to
         state.freeze(without(state.book, state.planes(x)), "data_dependent", call.name)
         return result
