@@ -13,7 +13,6 @@ from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttentio
 import fxgrow
 from fxgrow.compose import WideMultiheadAttention
 from fxgrow.errors import UnsupportedError, VerificationError
-from fxgrow.rewrite import rewrite
 
 # Keys and values of one head: what grows is the inner axis of the values.
 TORCH = ("torch", "encoder", "decoder")
@@ -91,12 +90,7 @@ def test_one_head_grows_inside(name):
     assert len([g for g in writers if "out_proj" not in g.name]) == (
         1 if mixed or name in {"packed_3hd", "packed_hd3"} else 2
     )
-    for group in inspection.groups:
-        grown = rewrite(model, inspection, {group.name: step(group, 1)})
-        assert max(errors(model, grown.module, example)) <= EXACT, group.name
-    growth = fxgrow.widen(model, example, {g.name: step(g) for g in inspection.groups})
-    assert max(errors(model, growth.module, example)) <= EXACT
-    assert untrained(growth.module, growth.groups, example) == []
+    grows_exactly(model, example)
 
 
 @pytest.mark.parametrize("emit", ["graph", "module"])

@@ -6,8 +6,8 @@ import operator
 
 import pytest
 import torch
+from test_layers import Recording
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxgrow
 from fxgrow.rules.layers import aten_function
@@ -78,18 +78,6 @@ def test_errors_are_left_to_torch(shapes):
         assert aten_function({"add": operator.add, "mul_": operator.imul}[name], pair, {}) is None
 
 
-class Calls(TorchDispatchMode):
-    """Keeps all calls."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.calls.append((func, args))
-        return func(*args, **(kwargs or {}))
-
-
 X, Y = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 1, 1)
 RUNNING = torch.zeros(3), torch.ones(3)
 FUNCTIONS = {
@@ -108,7 +96,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_make_the_calls_that_are_told(name):
     function, args, kwargs = FUNCTIONS[name]
-    mode = Calls()
+    mode = Recording()
     with torch.no_grad(), mode:
         function(*args, **kwargs)
     op, told = aten_function(function, args, kwargs)
