@@ -48,10 +48,14 @@ def outputs(model, example, *, training=False, seed=0):
         for value in vars(module).values():
             if isinstance(value, torch.Tensor) and not value.is_leaf:
                 shared[id(value)] = value.detach()
-    twin = copy.deepcopy(model, shared).train(training)
+    return outputs_of(copy.deepcopy(model, shared), example, training=training, seed=seed)
+
+
+def outputs_of(model, example, *, training=False, seed=0):
+    """Float outputs of ``model`` itself, whose buffers may change."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return [t for t in tensors(run(twin, example)) if t.is_floating_point()]
+        return [t for t in tensors(run(model.train(training), example)) if t.is_floating_point()]
 
 
 def difference(before, after):
