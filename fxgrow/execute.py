@@ -53,14 +53,15 @@ class Executor:
 
     def placeholder(self, node: fx.Node) -> Any:
         """Return the example input, or the argument's default."""
-        places = [n for n in node.graph.nodes if n.op == "placeholder"]
-        position = places.index(node)
+        places = [str(n.target) for n in node.graph.nodes if n.op == "placeholder"]
         name = str(node.target)
+        position = places.index(name)
+        if name.startswith("**"):
+            return {k: v for k, v in self.inputs.kwargs.items() if k not in places}
         if name.startswith("*"):
-            raise DataError(
-                f"the model's forward takes {name}; wrap it in a module with named arguments"
-            )
-        if position < len(self.inputs.args):
+            return self.inputs.args[position:]
+        named_only = any(n.startswith("*") for n in places[:position])
+        if position < len(self.inputs.args) and not named_only:
             return self.inputs.args[position]
         if name in self.inputs.kwargs:
             return self.inputs.kwargs[name]

@@ -38,11 +38,15 @@ class Flow(NamedTuple):
         New entries are zero with the recipe ``"mean"``.
     still : bool
         New entries are zero with the recipe ``"zero"``.
+    gates : frozenset of (tensor, dim)
+        Weight and bias of the norm that was last: whatever they are multiplied with along the
+        units, so is the value (:mod:`fxgrow.gates`).
     """
 
     terms: frozenset[Term] | None = None
     calm: bool = False
     still: bool = False
+    gates: frozenset[Axis] = frozenset()
 
     @property
     def rests(self) -> bool:
@@ -84,7 +88,7 @@ def scaled(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
 
 def known(flow: Flow) -> Flow | None:
     """Return ``flow``, or None where it says nothing."""
-    return flow if flow.terms is not None or flow.calm or flow.still else None
+    return flow if flow.terms is not None or flow.calm or flow.still or flow.gates else None
 
 
 def product(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
@@ -101,7 +105,8 @@ def product(flows: Sequence[Flow | None], complete: bool) -> Flow | None:
         # A weight can be zero, but need not be where another factor is.
         both = first.terms is not None and other.terms is not None and terms is None
         still = first.still or other.still or both
-        first = known(Flow(terms, first.calm or other.calm, still))
+        gates = frozenset() if first.gates and other.gates else first.gates or other.gates
+        first = known(Flow(terms, first.calm or other.calm, still, gates))
     return first
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .aligned import in_steps
+from .gates import gated
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
 from .jointly import join_mixed, rows_of
@@ -178,6 +179,8 @@ def _judge_mixings(
             and (counts == counts[0]).all()
             and np.count_nonzero(heads == own[0]) == len(units)
         )
+        held = frozen_by[units] >= 0
+        whole = whole and (held.all() or not held.any())  # else they are no one group
         if code == LOCAL:  # the last unit, behind which new ones come, must be the last there
             whole = whole and counts[0] == 1 and roots[labels].flat[-1] == units[-1]
         if whole:
@@ -212,10 +215,14 @@ def _as_stream(analysis: Analysis, group: Group, mixed: list[Mixed]) -> Group:
     if rested is not None:
         return replace(group, slots=rested)
     norms = made_up(mixed)
-    if _tied(analysis, group) or norms is None:
+    shared = gated(analysis, group.slots) if _tied(analysis, group) else group.slots
+    if shared is None or norms is None:
         first = next((m for m in mixed if norms is None and made_up([m]) is None), mixed[0])
         held = reason_for(first.mixing.code, first.mixing.where)
-    return replace(group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or ())
+    slots = shared or group.slots
+    return replace(
+        group, multiple_of=group.width, recipe="copies", reason=held, norms=norms or (), slots=slots
+    )
 
 
 def _group_ids(census: _Census, signatures: Hashes) -> tuple[Labels, Labels]:

@@ -64,6 +64,9 @@ class LabelBook:
     rivals: list[Meeting] = field(default_factory=list)
     weights: WeightAxes = field(default_factory=WeightAxes)
     reads: dict[Axis, list[Flow | None]] = field(default_factory=dict)
+    gates: set[Axis] = field(default_factory=set)  # weights of norms, see fxgrow.gates
+    passed: set[Axis] = field(default_factory=set)  # those whose results have just been read
+    open: set[Axis] = field(default_factory=set)  # those whose results are used otherwise
     grounded: set[Term] = field(default_factory=set)
     outer: Labels | None = None  # of labels that grow by their inner axis (fxgrow.inner)
     echoes: set[int] = field(default_factory=set)  # labels of no axis (fxgrow.echoes)
@@ -258,6 +261,7 @@ class LabelBook:
             dead = closing is not None and plane.flow is not None and plane.flow.still
             if axis is not None and not dead:
                 self.shared.append(Shared(plane.labels, tuple(closed), axis, plane.flow, where))
+                self.passed.update(plane.flow.gates if plane.flow is not None else ())
                 closed.append(plane.labels)
             else:
                 able = [(p.labels, self.weights.closer(p.zero)) for p in gone if not dead]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["OwnNorm", "as_norm"]
 
 _EXACT = 1e-10
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+_FAILURES = (
+    *(RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, KeyError),
+)
 
 
 class OwnNorm(NamedTuple):

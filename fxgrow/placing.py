@@ -197,7 +197,7 @@ def _known(state: Propagation, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = state.run.modules[str(node.target)]
-        return type(module).__module__.startswith("torch.nn.") and not any(module.parameters())
+        return type(module).__module__.startswith("torch.nn.") and not list(module.parameters())
     if node.op == "call_function":
         target: Any = node.target
         home = (getattr(target, "__module__", None) or "").partition(".")[0]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from .fills import centre_columns, draw, fill_streams
+from .gates import COPY, SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -269,13 +270,17 @@ def shares(
     """
     generator = torch.Generator().manual_seed(seed)
     result: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for group in groups:
-        for slot in group.slots:
-            if group.recipe != "copies" or slot.role != "consumer":
+    for group in groups if any(g.recipe == "copies" for g in groups) else ():
+        together: torch.Tensor | None = None  # norms that gate a tied weight share alike
+        for slot in group.slots if group.recipe == "copies" else ():
+            gate = slot.filling == SHARE
+            if not gate and (slot.role != "consumer" or slot.filling == COPY):
                 continue
             size = index_map.axes[slot.tensor][slot.dim].size
             column = result[slot.tensor].setdefault(slot.dim, torch.ones(size, dtype=torch.float64))
-            _share(column, slot, generator)
+            share = together if gate and together is not None else _draw(slot, generator)
+            together = share if gate else together
+            _share(column, slot, share)
     return result
 
 
@@ -338,12 +343,20 @@ def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor 
     return new
 
 
-def _share(column: torch.Tensor, slot: GrownSlot, generator: torch.Generator) -> None:
-    """Split consumers' columns over a unit and its copies, unevenly, so that they part."""
+def _draw(slot: GrownSlot, generator: torch.Generator) -> torch.Tensor:
+    """Shares of a unit and its copies, shape ``(old units, 1 + copies)``."""
+    width = len(slot.old)
+    share = torch.rand(
+        (width, 1 + len(slot.new) // width), generator=generator, dtype=torch.float64
+    )
+    share += 0.5
+    return share / share.sum(dim=1, keepdim=True)
+
+
+def _share(column: torch.Tensor, slot: GrownSlot, share: torch.Tensor) -> None:
+    """Split entries over a unit and its copies, unevenly, so that they part."""
     width, slices = slot.old.shape
     family = np.concatenate([slot.old[:, None], slot.new.reshape(width, -1, slices)], axis=1)
-    share = torch.rand(family.shape[:2], generator=generator, dtype=torch.float64) + 0.5
-    share /= share.sum(dim=1, keepdim=True)
     column[torch.from_numpy(family.reshape(-1))] = (
         share[..., None].expand(*family.shape).reshape(-1)
     )

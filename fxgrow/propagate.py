@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .echoes import without
 from .flows import weight_flow
+from .gates import let_out
 from .inner import mark, structural
 from .labels import LabelBook, Where
 from .planes import Axis, Labels, Plane
@@ -341,6 +342,9 @@ class LabelMode(_Mode):
             self._guard_view(inputs[0], rule, call, weight=weight, live=live)
         else:
             state.assign(out, rule(state, call), weight=weight, live=live)
+        if state.book.gates and live:
+            made = [out] if isinstance(out, torch.Tensor) else tensors_of(out)
+            let_out(state.book, _noted(inputs), _noted(made))
         return out
 
     def _op(self, func: Any) -> _Op:
@@ -379,6 +383,13 @@ class LabelMode(_Mode):
             lost = [p for p in planes if not along.issuperset(p.dims)]
             self.state.freeze(lost, "in_place_view", call.name)
         self.state.assign(target, planes, weight=weight, live=live)
+
+
+def _noted(tensors: Iterable[torch.Tensor]) -> Iterator[Planes]:
+    for tensor in tensors:
+        value = tensor.__dict__.get(LABELS_KEY)
+        if value is not None:
+            yield value.planes
 
 
 def _may_meet(out: Any) -> bool:

@@ -110,7 +110,8 @@ class Witness(TorchFunctionMode):
         if name in MAKERS:
             self._blank(name, args, kwargs, out)
         handler = TABLE.get(name)
-        pairs = [] if handler is None else handler(self, args, kwargs, before or out)
+        called = _in_front(name, args, kwargs)
+        pairs = [] if handler is None else handler(self, *called, before or out)
         for given, wanted in pairs if handler is not None else _kept((args, kwargs)):
             self.tell(given, wanted, name)
         return out
@@ -175,6 +176,11 @@ _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # a desc
 _IN_PLACE = {"__setitem__"}
 # Functions of torch with sizes inside, which are not seen one by one.
 _OPAQUE = {"multi_head_attention_forward"}
+# Names of tensors, where they are not ("input",).
+_ORDER = {
+    "split": ("tensor",),
+    **{f"conv{t}{n}d": ("input", "weight") for t in ("", "_transpose") for n in (1, 2, 3)},
+}
 
 
 def _ints(value: Any) -> Iterator[int]:
@@ -355,6 +361,14 @@ def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any) -> Pairs:
     once = dim < -x.ndim or x.shape[dim] == 1  # dimensions are counted from the last one
     return [(expression(times), witness.dim(out, dim))] if once else _kept(times)
+
+
+def _in_front(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Put tensors that were given by name where handlers look for them: in front."""
+    order = _ORDER.get(name, ("input",))[len(args) :]
+    found = [key for key in order if key in kwargs]
+    rest = {key: value for key, value in kwargs.items() if key not in found}
+    return (*args, *(kwargs[key] for key in found)), rest
 
 
 def _names(handler: Any, names: str) -> dict[str, Any]:

@@ -25,6 +25,36 @@ class HandRms(nn.Module):
         return self.weight * (x * torch.rsqrt(variance + self.eps))
 
 
+class HandNorm(HandRms):
+    """Layer normalisation written out, as Cohere's code and, over channels, ConvNeXt's have it."""
+
+    def __init__(self, width=WIDTH, eps=0.1, dim=-1):
+        super().__init__(width, eps)
+        self.bias, self.dim = nn.Parameter(torch.zeros(width)), dim
+
+    def forward(self, x):
+        mean = x.mean(self.dim, keepdim=True)
+        variance = (x - mean).pow(2).mean(self.dim, keepdim=True)
+        x = (x - mean) / torch.sqrt(variance + self.eps)
+        shape = [-1] + [1] * (-1 - self.dim)
+        return self.weight.view(shape) * x + self.bias.view(shape)
+
+
+class HandImages(nn.Module):
+    """Stream of images with layer normalisation over the channels, written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, WIDTH, 2, 2), HandNorm(dim=-3)
+        self.up, self.down = nn.Conv2d(WIDTH, 10, 1), nn.Conv2d(10, WIDTH, 1)
+        self.last, self.head = HandNorm(dim=-3), nn.Linear(WIDTH, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(self.last(x).mean((-2, -1)))
+
+
 class FunctionNorm(nn.Module):
     """``F.layer_norm`` with its size and eps as attributes, as timm has it."""
 
@@ -130,6 +160,50 @@ class PostNorm(nn.Module):
         return self.out(self.n2(x + self.mix(x).tanh()))
 
 
+class TiedPostNorm(nn.Module):
+    """A head that shares the embedding's weight, behind norms after the sums (BART).
+
+    ``last`` makes of the stream what the head reads: as it is, or as BERT does, through a layer
+    and a norm. ``beside`` reads that, too.
+    """
+
+    def __init__(self, last=None, beside=None, dropout=0.0):
+        super().__init__()
+        self.words, self.first = nn.Embedding(11, WIDTH), nn.LayerNorm(WIDTH)
+        self.mix, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.last = last or nn.Identity()
+        self.beside, self.dropout = beside, nn.Dropout(dropout)
+        self.head = nn.Linear(WIDTH, 11)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        x = self.first(self.words(tokens))
+        x = self.dropout(self.last(self.norm(x + self.mix(x))))
+        y = self.head(x)
+        return y if self.beside is None else (y, self.beside(x))
+
+
+class BloomLike(nn.Module):
+    """A norm behind the embedding, which writes a stream with norms first; a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.first = nn.Embedding(11, WIDTH), nn.LayerNorm(WIDTH)
+        self.norm, self.up, self.down = layer_norm(), nn.Linear(WIDTH, 10), nn.Linear(10, WIDTH)
+        self.last, self.head = layer_norm(), nn.Linear(WIDTH, 11, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, tokens):
+        x = self.first(self.words(tokens))
+        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        return self.head(self.last(x))
+
+
+def transform():
+    """What BERT has in front of its head."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.LayerNorm(WIDTH))
+
+
 class Mixer(nn.Module):
     """What mixes tokens writes the normalised stream back, channel by channel."""
 
@@ -188,11 +262,18 @@ STREAMS = {
     "language": (lambda: Language(layer_norm), WORDS, "mean"),
     "rms": (lambda: PreNorm(rms_norm), TOKENS, "zero"),
     "rms by hand": (lambda: PreNorm(HandRms), TOKENS, "zero"),
+    "layer norm by hand": (lambda: PreNorm(HandNorm), TOKENS, "mean"),
+    "layer norm by hand, tied": (lambda: Language(HandNorm), WORDS, "mean"),
+    "layer norm of images by hand": (HandImages, IMAGE, "mean"),
     "llama": (lambda: Language(HandRms, tied=False), WORDS, "zero"),
     "tied llama": (lambda: Language(rms_norm), WORDS, "zero"),
     "raw": (Raw, TOKENS, "mean"),
     "grn": (Grn, IMAGE, "zero"),
     "post-norm": (PostNorm, TOKENS, "copies"),
+    "tied post-norm": (TiedPostNorm, WORDS, "copies"),
+    "tied, transformed": (lambda: TiedPostNorm(transform()), WORDS, "copies"),
+    "tied, read twice": (lambda: TiedPostNorm(beside=nn.Linear(WIDTH, 2)), WORDS, "copies"),
+    "norm behind the embedding": (BloomLike, WORDS, "copies"),
     "mixer": (Mixer, TOKENS, "copies"),
     "depthwise": (Depthwise, IMAGE, "copies"),
     "bare": (Bare, TOKENS, "copies"),

@@ -145,3 +145,38 @@ def test_flatten_of_any_rank(rank):
     assert columns.shape[2] == 2 ** (rank - 2)
     assert torch.equal(columns[:, :5], model.read.weight.detach().unflatten(1, (5, -1)))
     assert not columns[:, 5:].any()
+
+
+class OneUnitOut(nn.Module):
+    """One unit of a stream is an output of its own; ``mix`` mixes it with the others."""
+
+    def __init__(self, unit, mix):
+        super().__init__()
+        self.unit, self.mix = unit, mix
+        self.a, self.b, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        unit = x[:, self.unit]
+        return self.out(self.mix(x + self.b(self.mix(x)))), unit
+
+
+@pytest.mark.parametrize("unit", [0, 3, 7])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        nn.LayerNorm(8),
+        nn.RMSNorm(8),
+        lambda x: x - x.mean(1, keepdim=True),
+        lambda x: x - x.amax(1, keepdim=True),
+        lambda x: x / x.norm(dim=1, keepdim=True),
+    ],
+    ids=["layer norm", "RMS norm", "mean", "maximum", "norm"],
+)
+def test_units_beside_one_that_stays_are_mixed_with_it(unit, mix):
+    """What is mixed with a unit that is the user's can't grow by a recipe for all units."""
+    model, example = randomised(OneUnitOut(unit, mix)), torch.randn(2, 4, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, example)
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, example, {group.name: step(group, 2)}, verify=False)
+        assert max(errors(model, growth.module, example)) <= 1e-10

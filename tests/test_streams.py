@@ -12,11 +12,14 @@ from networks_streams import (
     IMAGE,
     STREAMS,
     TOKENS,
+    WORDS,
     FunctionNorm,
     HandRms,
     PreNorm,
     SizelessNorm,
+    TiedPostNorm,
     layer_norm,
+    transform,
 )
 from test_optim_ema import averaged
 from torch import nn
@@ -50,6 +53,32 @@ def test_recipe(name):
     model, example, recipe = build(name)
     group = stream(fxgrow.inspect(model, example), recipe)
     assert group.multiple_of == (group.width if recipe == "copies" else 1)
+
+
+class Added(nn.Module):
+    """The norm's result is used beside the head that is tied."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use, self.out = use, nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.out(self.use(x))
+
+
+def test_dropout_in_front_of_a_tied_head():
+    model = TiedPostNorm(transform(), dropout=0.1)
+    assert stream(fxgrow.inspect(model, WORDS), "copies").multiple_of == 8
+
+
+@pytest.mark.parametrize(
+    "use", [torch.tanh, torch.square, lambda x: x + 1, lambda x: x + x.mean(1, True)]
+)
+def test_tied_heads_share_their_norm_with_nothing_else(use):
+    """Shares of a norm's result would change what is not linear in each unit alone."""
+    inspection = fxgrow.inspect(randomised(TiedPostNorm(beside=Added(use))), WORDS)
+    assert not inspection.groups
+    assert "layer_norm" in {group.reason.code for group in inspection.frozen}
 
 
 @pytest.mark.parametrize("units", [1, 3, 8])

@@ -19,6 +19,7 @@ from ..placing import place
 from ..planes import Plane
 from ..walks import tensors_of
 from . import contract, convolve, recurrent, reduce, shape
+from .means import without_mean
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank, fill_blank
 from .skip import SHORTCUTS
@@ -81,7 +82,7 @@ def pointwise(state: Propagation, call: Call) -> Any:
             return state.book.meet(placed, first.ndim, state.where(name), flow=total)
     planes = _combined(state, name, first.ndim, tensors, operands)
     if name in _SUMS and len(tensors) == 2 and first is call.out:
-        planes = centred(state, tensors, call.out, planes)
+        planes = centred(state, tensors, call.out, without_mean(call, tensors, planes))
     return planes if first is call.out else [planes] * len(call.out)
 
 
@@ -133,7 +134,7 @@ def _uses(
         state.entries(own, "scale")
         return operands
     flows = [p.flow for (ps, _), w in zip(operands, weights, strict=True) if not w for p in ps]
-    if any(f is not None and f.terms is None for f in flows):
+    if any(f is not None and f.terms is None and (f.calm or f.still) for f in flows):
         state.entries(own, "offset")
         return [
             ([p._replace(flow=p.flow and _OFFSET) for p in ps] if w else ps, shape)

@@ -10,9 +10,11 @@ import torch
 from ..echoes import without
 from ..events import Statistic
 from ..flows import VARIES, Flow, fixed, is_linear, known, same, scaled
+from ..gates import gate
 from ..inner import is_inner
 from ..planes import Plane
 from ..weights import is_shifted
+from .means import note_mean
 from .standard import standardised, standardised_rows, statistic, summed_squares
 
 if TYPE_CHECKING:
@@ -107,6 +109,8 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
         if kept is None:
             planes = state.planes(call.args[0])
             kept = state.book.mix(planes, dims, code, state.where(code))
+            if code == "mean":
+                note_mean(call, planes, dims)
         kept = [p._replace(flow=state.book.flow(_KEPT.get(call.name), [p.flow])) for p in kept]
         if isinstance(call.out, torch.Tensor):
             return _dropped(kept, dims, call.out.ndim)
@@ -192,11 +196,13 @@ def layer_norm(state: Propagation, call: Call) -> list[Plane] | list[list[Plane]
             state.role(own, "norm")
             operands.append((own, entry.shape))
     gains = state.entries(call.args[2:3], "gain")
-    state.entries(call.args[3:4], "offset")
+    offsets = state.entries(call.args[3:4], "offset")
     given = [p.flow for p in state.planes(x) if p.dims == (x.ndim - 1,)]
     flow = given[0] if len(given) == 1 and len(dims) == 1 else None
+    normalised = _normalised(flow, call.name)
+    gated = gate(state.book, normalised, (*gains, *offsets) if gains else ())
     met = [
-        Plane(p.labels, (), _normalised(flow, call.name))
+        Plane(p.labels, (), gated if p.dims == (x.ndim - 1,) and len(dims) == 1 else normalised)
         for p in state.book.meet(operands, x.ndim, where)
     ]
     result = []
