@@ -37,6 +37,7 @@ EXTENDERS = {
     "swe laplacian": {"rows": "kaiming", "coupling": "laplacian"},
     "swe laplacian, active": {"rows": "active", "coupling": "laplacian"},
     "swe laplacian, gradmax": {"rows": "gradmax", "coupling": "laplacian"},
+    "swe laplacian, auto": {"rows": "auto", "coupling": "laplacian"},
     "swe pairwise": {"rows": "kaiming", "coupling": "pairwise"},
     "swe dense": {"rows": "kaiming", "coupling": "dense"},
     "swe paper": {"rows": "kaiming", "paper": True},
@@ -50,20 +51,21 @@ DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
     for name in ("svod", "gain", "proportional", "random")
 }
-for name in ("svod", "gain"):
-    DISTRIBUTORS[f"swe laplacian, gradmax, to {name}"] = {"rows": "gradmax", "distributor": name}
+DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
 DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
     "rows": "kaiming", "paper": True, "distributor": "svod", "candidates": "paper",
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
-WHOLE = "swe laplacian, gradmax, to svod"  # the default as a whole
+WHOLE = "default"  # what `fxgrow.expand` does if nothing is asked for
+ARMS[WHOLE] = {"distributor": "svod"}
 # With units revived after every epoch but the last, as `Grower` does: there the score is taken.
 REVIVED = f"{WHOLE}, revived"
 ARMS[REVIVED] = {**ARMS[WHOLE], "revive": True}
 # Every extender with every distributor, on cheap tasks; some of these arms are above. The search
 # of GradMax's rows changed after some of the runs above, so uniform shares are run again.
 SHARES = ("svod", "uniform", "proportional", "random")
-CROSSED = tuple(name for name in EXTENDERS if name not in ("active", "swe laplacian, active"))
+APART = ("active", "swe laplacian, active", "swe laplacian, auto")
+CROSSED = tuple(name for name in EXTENDERS if name not in APART)
 AGAIN = ("swe laplacian, gradmax", "gradmax")
 CHEAP = ("digits-narrow", "digits-mlp", "mnist-mlp")
 CROSS = {
@@ -76,7 +78,8 @@ CROSS = {
 
 def arms_of(task):
     """What is run of a task if nothing is asked for."""
-    more = CROSS if task.name in CHEAP else (n for n in CROSS if n.startswith(f"{AGAIN[0]}, "))
+    shares = tuple(f"{AGAIN[0]}, to {share}" for share in SHARES[1:])
+    more = CROSS if task.name in CHEAP else shares
     return task.arms or tuple(dict.fromkeys((*ARMS, *more)))
 
 

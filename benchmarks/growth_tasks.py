@@ -232,9 +232,9 @@ PUBLISHED = Task(
     l2=1e-4,
     stays=("0", "2", "5", "7"),  # the convolutions
     arms=(
-        "swe laplacian, gradmax, to svod",  # first: it says how long the last two train
+        "default",  # first: it says how long the last two train
         "swe paper, to svod paper",
-        "swe laplacian, gradmax",
+        "swe laplacian, auto",
         "small",
         "scratch",
     ),
@@ -255,9 +255,9 @@ def early(task: Task) -> Task:
         later=(*between, total - 2 - len(between)),
         like=task.name,
         arms=(
-            *("small", "scratch", "swe laplacian, gradmax, to svod"),
-            *("swe laplacian, gradmax", "swe paper, to svod paper"),
-            "swe laplacian, gradmax, to svod, revived",
+            *("small", "scratch", "default"),
+            *("swe laplacian, auto", "swe paper, to svod paper"),
+            "default, revived",
         ),
     )
 

@@ -52,7 +52,7 @@ def expand(
     coupling: Annotated[
         str, use.chosen(use.COUPLINGS, "How SWE couples new and old units.")
     ] = "laplacian",
-    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "gradmax",
+    rows: Annotated[str, use.chosen(use.ROWS, "Of new units before SWE couples them.")] = "auto",
     epochs: Annotated[
         int | None,
         typer.Option(

@@ -108,7 +108,7 @@ def expand(
     distributor: str = "svod",
     extender: str = "swe",
     coupling: str = "laplacian",
-    rows: str = "gradmax",
+    rows: str = "auto",
     paper: bool = False,
     candidates: Candidates | None = None,
     adjust_epochs: int = 1,
@@ -140,9 +140,10 @@ def expand(
     distributor : {"svod", "gain", "uniform", "proportional", "random"}
     extender : {"swe", "zero", "active", "net2wider", "paired", "gradmax"}
     coupling : {"laplacian", "pairwise", "dense"}
-    rows : {"gradmax", "active", "kaiming"}
+    rows : {"auto", "gradmax", "active", "kaiming"}
         Of new units before SWE couples them, see :mod:`fxgrow.gradmax` and :mod:`fxgrow.rows`;
-        the last as published (``paper`` means it).
+        the last as published (``paper`` means it). ``"auto"``: the second where no norm keeps
+        units alive, the last where one does.
     paper : bool
         The adjusting phase as published, with its decay of the frozen rows.
     candidates : "auto", "paper" or int, optional

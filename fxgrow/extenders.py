@@ -32,7 +32,7 @@ class ExtendOptions:
     ----------
     coupling, paper, epochs, lr
         See :func:`fxgrow.swe.adjust`.
-    rows : {"active", "gradmax", "kaiming"}
+    rows : {"auto", "active", "gradmax", "kaiming"}
         Of the new units, before they are coupled (``paper`` means the last).
     seed : int
         Of everything random.
@@ -44,7 +44,7 @@ class ExtendOptions:
     paper: bool = False
     epochs: int = 1
     lr: float = 1e-3
-    rows: str = "gradmax"
+    rows: str = "auto"
     seed: int = 0
     mean: Mean = alone
 
@@ -132,15 +132,48 @@ def gradmax(
 
     Groups that this is not made for get active rows.
     """
+    _search(module, grown, data, loss, options, progress)
+    return zero(module, grown, data, loss, options, progress)
+
+
+def _search(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> None:
     done = maximise_gradients(
         module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
     )
     rest = [group for group in grown if group.name not in done]
     activate_rows(module, rest, data, seed=options.seed, progress=progress, mean=options.mean)
+
+
+def auto(
+    module: torch.nn.Module,
+    grown: Sequence[GrownGroup],
+    data: Iterable[Any] | None,
+    loss: LossFn | str | None,
+    options: ExtendOptions,
+    progress: Progress | None,
+) -> AdjustReport | None:
+    """Search rows where a unit might never be on, as :func:`gradmax`; draw them elsewhere.
+
+    A norm with an entry for each unit keeps every unit alive, whatever its row.
+    """
+    bare = [g for g in grown if not any(slot.role == "norm" for slot in g.slots)]
+    _search(module, bare, data, loss, options, progress)
     return zero(module, grown, data, loss, options, progress)
 
 
-ROWS: Mapping[str, Extender] = {"active": active, "gradmax": gradmax, "kaiming": zero}
+ROWS: Mapping[str, Extender] = {
+    "active": active,
+    "auto": auto,
+    "gradmax": gradmax,
+    "kaiming": zero,
+}
 """Rows that SWE starts from, by name."""
 
 

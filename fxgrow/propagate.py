@@ -27,7 +27,7 @@ from .walks import tensors_of
 from .weights import is_shifted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from .inner import Joined
     from .placing import Placement
@@ -336,16 +336,19 @@ class LabelMode(_Mode):
                 state.assign(out, _nothing(out), weight=False, live=True)
             return out
         call = Call(op.name, args, kwargs, out)
-        if rule is None:
-            rule = self.rules.unknown
+        self._apply(op, rule or self.rules.unknown, call, inputs, weight=weight, live=live)
+        return out
+
+    def _apply(
+        self, op: _Op, rule: Any, call: Call, inputs: list[Any], *, weight: bool, live: bool
+    ) -> None:
+        state = self.state
         if op.mutable and inputs[0].__dict__.get(LABELS_KEY) is not None:
             self._guard_view(inputs[0], rule, call, weight=weight, live=live)
         else:
-            state.assign(out, rule(state, call), weight=weight, live=live)
-        if state.book.gates and live:
-            made = [out] if isinstance(out, torch.Tensor) else tensors_of(out)
-            let_out(state.book, _noted(inputs), _noted(made))
-        return out
+            state.assign(call.out, rule(state, call), weight=weight, live=live)
+        if state.book.gates:
+            let_out(state.book, _noted(inputs), _noted(tensors_of((call.out,))))
 
     def _op(self, func: Any) -> _Op:
         packet = func.overloadpacket

@@ -155,6 +155,25 @@ def test_expand_starts_from_these_rows_by_default(epochs):
     assert same == (epochs == 0)
 
 
+def test_rows_behind_norms_are_drawn_by_default():
+    """No search where a norm has an entry for each unit; one for the units without."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU()),
+        nn.Linear(6, 4),
+    )
+    batches = [(x.float(), y) for x, y in data(batches=8)]
+    options = {"budget": 8, "distributor": "uniform", "adjust_epochs": 0}
+    rows = {
+        kind: [dict(g.module.named_parameters())[f"{layer}.weight"][-4:] for layer in (0, 3)]
+        for kind in ("auto", "kaiming", "gradmax")
+        for g in [fxgrow.expand(model, batches, rows=kind, **options)]
+    }
+    assert torch.equal(rows["auto"][0], rows["kaiming"][0])
+    assert not torch.equal(rows["auto"][1], rows["kaiming"][1])
+    assert not torch.equal(rows["gradmax"][0], rows["kaiming"][0])
+
+
 def test_paper_and_kaiming_rows_are_as_drawn():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -126,5 +126,5 @@ def test_expand_with_every_extender():
         assert growth.module.get_submodule("0").out_features == 12
     growth = fxgrow.expand(model, batches, budget=4, rows="active")
     assert growth.verification.passed
-    with pytest.raises(fxgrow.errors.InputError, match="active, gradmax, kaiming"):
+    with pytest.raises(fxgrow.errors.InputError, match="active, auto, gradmax, kaiming"):
         fxgrow.expand(model, batches, budget=4, rows="best")
