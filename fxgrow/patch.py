@@ -176,12 +176,9 @@ def _zeros(site: Site) -> None:
 
 def _unflatten(site: Site) -> None:
     noted, source = site.before(), site.first()
-    dim, given = site.node.args[1], site.node.args[2]
-    if (
-        not isinstance(noted, Noted)
-        or not isinstance(dim, int)
-        or not isinstance(given, (tuple, list))
-    ):
+    dim: Any = site.node.args[1]
+    given: Any = site.node.args[2]
+    if not isinstance(noted, Noted) or not isinstance(given, (tuple, list)):
         return
     dim %= len(source.shape)
     wanted = site.sizes.shape(noted)[dim : dim + len(given)]
@@ -202,19 +199,27 @@ def _split(site: Site) -> None:
     dim %= len(source.shape)
     old = [p.shape[dim] for p in pieces]
     new = [site.sizes.shape(p)[dim] for p in pieces]
-    if old == new:
-        return
     chunk = site.node.target in {"chunk", torch.chunk}
+    if old == new and (chunk or not _stale(site, new)):
+        return
     if chunk:
         chunks: Any = args[1] if len(args) > 1 else kwargs["chunks"]
         if _even(new, -(-sum(new) // int(chunks))):
             return
         site.node.target = "split" if site.node.op == "call_method" else torch.split
-    uniform = (
-        isinstance(args[1] if len(args) > 1 else None, int) and not chunk and _even(new, new[0])
-    )
+    one = isinstance(args[1] if len(args) > 1 else None, int)
+    uniform = one and not chunk and _even(new, new[0])
     site.node.args = (args[0], new[0] if uniform else new, dim)
     site.node.kwargs = {}
+
+
+def _stale(site: Site, new: list[int]) -> bool:
+    """Whether the sizes of pieces are computed from a width that has grown, though they do not."""
+    given: Any = fx.node.map_arg(site.node.args[1:2], site.values.__getitem__)
+    told = given[0] if given else None
+    if isinstance(told, int):
+        return not _even(new, told)
+    return isinstance(told, (tuple, list)) and list(told) != new
 
 
 def _even(sizes: list[int], per: int) -> bool:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from .fills import stream_steps, take_step
-from .preserve import drawn, filled, is_vector, scale, shares, slots_of
+from .preserve import drawn, filled, is_vector, slots_of
+from .shares import scale, shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from .fills import centre_columns, draw, fill_streams
-from .gates import COPY, SHARE
+from .shares import scale, shares
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from .ir import AxisMap, GrownGroup, GrownSlot, IndexMap
+    from .ir import AxisMap, GrownSlot
     from .layout import Layout
 
 _MOST_BLOCKS = 6  # copying more of them takes longer than one index
@@ -249,49 +249,6 @@ def memory_format(tensor: torch.Tensor) -> torch.memory_format:
     return last
 
 
-def shares(
-    groups: Sequence[GrownGroup], index_map: IndexMap, seed: int
-) -> dict[str, dict[int, torch.Tensor]]:
-    """Share of every column of a consumer that units and their copies split among them.
-
-    The shares are uneven, so that copies part in training; they depend on groups and seed
-    only, so that averages of weights can be split as the weights were.
-
-    Parameters
-    ----------
-    groups : sequence of GrownGroup
-    index_map : IndexMap
-    seed : int
-
-    Returns
-    -------
-    dict of str to dict of int to torch.Tensor of float64, shape ``(new size,)``
-        Tensor name → dim → factors (1 for columns that are not split).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    result: dict[str, dict[int, torch.Tensor]] = defaultdict(dict)
-    for group in groups if any(g.recipe == "copies" for g in groups) else ():
-        together: torch.Tensor | None = None  # norms that gate a tied weight share alike
-        for slot in group.slots if group.recipe == "copies" else ():
-            gate = slot.filling == SHARE
-            if not gate and (slot.role != "consumer" or slot.filling == COPY):
-                continue
-            size = index_map.axes[slot.tensor][slot.dim].size
-            column = result[slot.tensor].setdefault(slot.dim, torch.ones(size, dtype=torch.float64))
-            share = together if gate and together is not None else _draw(slot, generator)
-            together = share if gate else together
-            _share(column, slot, share)
-    return result
-
-
-def scale(tensor: torch.Tensor, factors: Mapping[int, torch.Tensor]) -> None:
-    """Multiply the columns along each dimension by their factors, in place."""
-    for dim, column in factors.items():
-        shape = [1] * tensor.ndim
-        shape[dim] = -1
-        tensor.mul_(column.to(tensor).reshape(shape))
-
-
 def _merged(own: list[tuple[GrownSlot, str]]) -> dict[tuple[int, str], list[GrownSlot]]:
     """Slots of units of one tensor that are no copies, by dimension and role: filled in one go."""
     merged: dict[tuple[int, str], list[GrownSlot]] = defaultdict(list)
@@ -341,25 +298,6 @@ def _by_runs(tensor: torch.Tensor, axes: Mapping[int, AxisMap]) -> torch.Tensor 
         target = tuple(slice(to, to + length) for _, to, length in block)
         new[target] = tensor[tuple(slice(start, start + length) for start, _, length in block)]
     return new
-
-
-def _draw(slot: GrownSlot, generator: torch.Generator) -> torch.Tensor:
-    """Shares of a unit and its copies, shape ``(old units, 1 + copies)``."""
-    width = len(slot.old)
-    share = torch.rand(
-        (width, 1 + len(slot.new) // width), generator=generator, dtype=torch.float64
-    )
-    share += 0.5
-    return share / share.sum(dim=1, keepdim=True)
-
-
-def _share(column: torch.Tensor, slot: GrownSlot, share: torch.Tensor) -> None:
-    """Split entries over a unit and its copies, unevenly, so that they part."""
-    width, slices = slot.old.shape
-    family = np.concatenate([slot.old[:, None], slot.new.reshape(width, -1, slices)], axis=1)
-    column[torch.from_numpy(family.reshape(-1))] = (
-        share[..., None].expand(*family.shape).reshape(-1)
-    )
 
 
 def _average(tensor: torch.Tensor, dim: int, new: np.ndarray, slots: list[GrownSlot]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from .fills import centre_columns
 from .ir import IndexMap
-from .preserve import scale, shares
+from .shares import scale, shares
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -289,8 +289,8 @@ class Tracer(Recorder):
 
     def concrete(self, node: fx.Node) -> Any:
         """Value of ``node`` on the example inputs; tensors have shapes, not values."""
+        from .dispatch import ShapeMode
         from .execute import ShapeExecutor
-        from .propagate import ShapeMode
 
         if self._executor is None:
             self._executor = ShapeExecutor(self.root, self.inputs, self.values)

@@ -168,6 +168,24 @@ class Kept(nn.Module):
         return self.head(self.norms[1](x))
 
 
+class Focal(nn.Module):
+    """What a layer puts out is split by the width of what it reads (FocalNet)."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.parts = (
+            nn.Conv2d(3, 6, 1),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 14, 1),
+        )
+        self.back, self.head = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        query, context, gates = torch.split(self.parts(x), (x.shape[1], x.shape[1], 2), 1)
+        return self.head(x + self.back(query * context * gates[:, 1:]))
+
+
 _VARIANCES = (
     lambda x: torch.var(x, dim=-1, keepdim=True),
     lambda x: x.var(-1, False, keepdim=True),
@@ -188,6 +206,7 @@ MODELS = {  # what builds it, its input, layers that have to grow
     "grid of tokens": (Blocks, (2, 9, 5), {"embed", "qkv"}),
     "tokens that data choose": (Kept, (2, 7, 5), {"embed", "up"}),
     "tokens chosen along a number": (lambda: Kept(6), (2, 7, 5), {"embed", "up"}),
+    "split by another width": (Focal, (2, 3, 4, 4), {"stem", "parts"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
 
