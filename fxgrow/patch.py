@@ -176,9 +176,10 @@ def _zeros(site: Site) -> None:
 
 def _unflatten(site: Site) -> None:
     noted, source = site.before(), site.first()
-    dim: Any = site.node.args[1]
-    given: Any = site.node.args[2]
-    if not isinstance(noted, Noted) or not isinstance(given, (tuple, list)):
+    args: Any = site.node.args
+    _, dim, given, *_ = args
+    listed = isinstance(given, (tuple, list)) and isinstance(dim, int)
+    if not isinstance(noted, Noted) or not listed:
         return
     dim %= len(source.shape)
     wanted = site.sizes.shape(noted)[dim : dim + len(given)]
