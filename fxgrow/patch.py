@@ -175,9 +175,8 @@ def _zeros(site: Site) -> None:
 
 
 def _unflatten(site: Site) -> None:
-    noted, source = site.before(), site.first()
-    args: Any = site.node.args
-    _, dim, given, *_ = args
+    noted, source, args = site.before(), site.first(), list[Any](site.node.args)
+    dim, given = args[1:3]
     listed = isinstance(given, (tuple, list)) and isinstance(dim, int)
     if not isinstance(noted, Noted) or not listed:
         return
