@@ -21,7 +21,9 @@ import test_peaks
 import test_positions
 import test_recurrent
 import test_rules
+import test_silent_mistakes
 import test_standard
+import test_streams
 import test_tables
 import test_user_rules
 import torch
@@ -426,6 +428,8 @@ def test_every_line_of_the_table_names_a_test():
         "mechanisms": test_mechanisms,
         "operations": test_rules,
         "code": test_own_code,
+        "streams": test_streams,
+        "mistakes": test_silent_mistakes,
     }
     for line in lines:
         home, test, case = re.search(
