@@ -4,14 +4,14 @@ A clone of the network with small random candidates in every group is trained fo
 epoch; each candidate ``j`` is judged by ``dL/dy_j``, the slope of the loss when its
 pre-activation is multiplied by ``1 + y_j``. No gate is ever built: by the chain rule
 ``dL/dy_j = <grad W_j, W_j> + grad b_j * b_j`` over the rows that compute the unit. So any
-backward pass judges: by default those of the last eighth of the epoch, through which the
-clone rests, as published those of a pass of its own.
+backward pass judges: by default those of the second half of the training, as published those
+of a pass of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,10 +37,6 @@ __all__ = [
     "train_candidates",
     "vote_noise",
 ]
-
-
-JUDGED = 8
-"""One of so many batches judges the candidates, the others train them."""
 
 
 @torch.no_grad()
@@ -96,7 +92,7 @@ def train_candidates(
     progress: Progress | None = None,
     mean: Mean = alone,
     resting: Sequence[torch.Tensor] = (),
-    watch: Callable[[], bool] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> None:
     """Train the clone's weights that require gradients with RMSprop, in train mode, in place.
 
@@ -117,7 +113,7 @@ def train_candidates(
     resting : sequence of torch.Tensor
         Parameters that get gradients but are never stepped.
     watch : callable, optional
-        Called when the gradients of a batch are there; says whether to step.
+        Called when the gradients of a batch are there, before the step.
 
     Raises
     ------
@@ -136,10 +132,11 @@ def train_candidates(
             torch.autograd.backward(batch_loss(module, inputs, targets, loss, number))
             where = f"candidates' training, epoch {epoch}, batch {number}"
             average_gradients(mean, [*weights, *resting], samples(inputs), where)
-            if watch is None or watch():
-                masters.pull()
-                optimizer.step()
-                masters.push()
+            if watch:
+                watch()
+            masters.pull()
+            optimizer.step()
+            masters.push()
             done += 1
             if progress:
                 progress("vote: training candidates", done, total)
@@ -156,12 +153,10 @@ def train_and_judge(
     progress: Progress | None = None,
     mean: Mean = alone,
 ) -> dict[str, np.ndarray]:
-    """Train the candidates, and judge them on the last batches: half the cost of two passes.
+    """Train the candidates and judge them meanwhile: half the cost of two passes.
 
-    The clone trains on seven eighths of the batches and rests on the others, whose backward
-    passes give the slopes. Slopes of a clone that is stepped say less of where units pay.
-    Where there are too few batches, or it is not known how many, all are trained on, and an
-    eighth of them is run again. Rows whose parameters rest are judged, but never stepped.
+    The slopes are those of the backward passes of the second half of the training, when
+    the candidates have settled. Rows whose parameters rest are judged, but never stepped.
 
     Parameters
     ----------
@@ -173,7 +168,7 @@ def train_and_judge(
     Returns
     -------
     dict of str to numpy.ndarray, shape ``(batches, added)``
-        In float64; an eighth as many batches, rounded up, as there are, at least two.
+        In float64; half as many batches, rounded up, as were trained on.
 
     Raises
     ------
@@ -184,46 +179,23 @@ def train_and_judge(
     resting = [tensor for tensor in judge.judged if not tensor.requires_grad]
     for tensor in resting:
         tensor.requires_grad_(True)
-    total = _agreed(count_batches(data), mean) * epochs
-    judged = max(2, -(-total // JUDGED))
-    rows: list[list[np.ndarray]] = []
+    rows: deque[list[np.ndarray]] = deque()
     done = 0
 
-    def watch() -> bool:
+    def watch() -> None:
         nonlocal done
         done += 1
-        if total < 2 * judged or done <= total - judged:
-            return True
         rows.append(judge.slopes())
-        return False
+        if len(rows) > done - done // 2:
+            rows.popleft()
 
     train_candidates(
         module, data, loss, epochs=epochs, lr=lr, progress=progress, mean=mean,
         resting=resting, watch=watch,
     )  # fmt: skip
-    if not rows:
-        few = _First(data, max(2, -(-done // (JUDGED * epochs))))
-        return gate_gradients_by_batch(module, grown, few, loss, progress=progress, mean=mean)
     module.zero_grad(set_to_none=True)
     by_group = zip(*rows, strict=True)
     return {group.name: np.stack(each) for group, each in zip(grown, by_group, strict=True)}
-
-
-def _agreed(count: int, mean: Mean) -> int:
-    """Return the number of batches that all processes have, on average."""
-    own = torch.tensor(float(count))
-    (agreed,) = mean([own], 1.0, "batches to judge on", [own])
-    return count if agreed is None else round(float(agreed))
-
-
-class _First:
-    """The first batches of data, as often as they are asked for."""
-
-    def __init__(self, data: Iterable[Any], count: int) -> None:
-        self.data, self.count = data, count
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(iter(self.data), self.count)
 
 
 def cast_votes(

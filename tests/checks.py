@@ -138,8 +138,11 @@ def from_zero(slot):
 
 
 def from_later(group, slot):
-    """Whether an entry of a stream of zeros can only train once other writers have moved."""
-    return group.recipe == "zero" and slot.filling.kind == "zero"
+    """Whether an entry can only train once others have moved.
+
+    So do entries of a stream of zeros, and what reads a tied table: its new columns are zero.
+    """
+    return group.tied or (group.recipe == "zero" and slot.filling.kind == "zero")
 
 
 def new_entries(module, groups, roles, *, wanted=lambda group, slot: True):
