@@ -51,13 +51,15 @@ DISTRIBUTORS = {
     f"to {name}": {"extender": "active", "distributor": name}
     for name in ("svod", "gain", "proportional", "random")
 }
-DISTRIBUTORS["swe laplacian, gradmax, to gain"] = {"rows": "gradmax", "distributor": "gain"}
+for name in ("svod", "gain"):
+    DISTRIBUTORS[f"swe laplacian, gradmax, to {name}"] = {"rows": "gradmax", "distributor": name}
 DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
     "rows": "kaiming", "paper": True, "distributor": "svod", "candidates": "paper",
 }  # fmt: skip
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 WHOLE = "default"  # what `fxgrow.expand` does if nothing is asked for
 ARMS[WHOLE] = {"distributor": "svod"}
+ARMS[f"{WHOLE}, to gain"] = {"distributor": "gain"}
 # With units revived after every epoch but the last, as `Grower` does: there the score is taken.
 REVIVED = f"{WHOLE}, revived"
 ARMS[REVIVED] = {**ARMS[WHOLE], "revive": True}
