@@ -59,7 +59,6 @@ DISTRIBUTORS["swe paper, to svod paper"] = {  # all as published
 ARMS = {"small": None, "scratch": None, "scratch, equal FLOPs": None, **EXTENDERS, **DISTRIBUTORS}
 WHOLE = "default"  # what `fxgrow.expand` does if nothing is asked for
 ARMS[WHOLE] = {"distributor": "svod"}
-ARMS[f"{WHOLE}, to gain"] = {"distributor": "gain"}
 # With units revived after every epoch but the last, as `Grower` does: there the score is taken.
 REVIVED = f"{WHOLE}, revived"
 ARMS[REVIVED] = {**ARMS[WHOLE], "revive": True}
@@ -70,13 +69,14 @@ APART = ("active", "swe laplacian, active", "swe laplacian, auto")
 CROSSED = tuple(name for name in EXTENDERS if name not in APART)
 AGAIN = ("swe laplacian, gradmax", "gradmax")
 CHEAP = ("digits-narrow", "digits-mlp", "mnist-mlp")
+NORMED = ("cifar-resnet", "cifar-vit")
 CROSS = {
     f"{name}, to {share}": {**EXTENDERS[name], "distributor": share}
     for name in CROSSED
     for share in SHARES
     if share != "uniform" or name in AGAIN
 }
-del CROSS[f"{AGAIN[0]}, to svod"]  # which is the default on these tasks: they have no norms
+del CROSS[f"{AGAIN[0]}, to svod"]  # which is the default where there are no norms
 
 
 def arms_of(task):

@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from statistics import mean, stdev
 
-from growth import AGAIN, ARMS, CHEAP, CROSSED, RESULTS, ROOT, SHARES, WHOLE, read
+from growth import AGAIN, ARMS, CROSSED, NORMED, RESULTS, ROOT, SHARES, WHOLE, read
 from growth_memory import RESULTS as MEMORY
 from growth_tasks import TASKS
 from scipy.stats import spearmanr
@@ -96,10 +96,10 @@ differences of accuracy below a point mean nothing; those of inactive units mean
 """
 SAYS = """Written by hand for the runs below; intervals are 95 %.
 
-- **The default** leaves no new unit inactive on three of the seven tasks without a norm in between
-  (`digits-narrow`, both on MNIST), 0.4 % on `digits-mlp`, 1.3 to 3.5 % on the convolutional network,
-  and none behind norms. On every task the growth step gains accuracy and loss, on average: the
-  adjusting phase is training.
+- **The default** leaves no new unit inactive on three of the seven tasks without a norm in
+  between (`digits-narrow`, both on MNIST), 0.4 % on `digits-mlp`, 1.3 to 3.5 % on the
+  convolutional network, and none behind norms. On every task the growth step gains accuracy and
+  loss, on average: the adjusting phase is training.
 - **Against the published method as a whole** it is better on the convolutional network (3.4 ± 2.3
   points; 6.1 ± 4.7 when it grows early, where 28 % of the published method's new units die),
   within the interval on the others (between 0.9 ± 1.3 below, on the residual network grown early,
@@ -107,28 +107,31 @@ SAYS = """Written by hand for the runs below; intervals are 95 %.
   (fifteen seeds): the decay of frozen rows acts as a regulariser there. That method leaves 14 to
   41 % of new units inactive where no norm comes in between, and loses 1.4 to 3.5 points at the
   growth step on four tasks.
-- **Against the final size from scratch** for as many epochs: above on `mnist-mlp` (0.5 ± 0.5), level
-  on `mnist-lopsided` (0.0 ± 0.5, fifteen seeds), within the interval on digits (0.7 ± 1.6 and, far
-  too narrow, 1.2 ± 2.0 below), and below on CIFAR-10 where networks grow late: 3.6 ± 3.1 (convolutions),
-  2.5 ± 1.5 (residual), 1.5 ± 1.0 (transformer). They are far from trained when they grow, and see
-  4 of 20 and 3 of 13 epochs at their final size.
+- **Against the final size from scratch** for as many epochs: above on `mnist-mlp` (0.5 ± 0.5),
+  level on `mnist-lopsided` (0.0 ± 0.5, fifteen seeds), within the interval on digits (0.7 ± 1.6
+  and, far too narrow, 1.2 ± 2.0 below), and below on CIFAR-10 where networks grow late: 3.6 ± 3.1
+  (convolutions), 2.5 ± 1.5 (residual), 1.5 ± 1.0 (transformer). They are far from trained when
+  they grow, and see 4 of 20 and 3 of 13 epochs at their final size.
 - **When to grow**: the tasks named `-early` have as many epochs in all as those without, but grow
   as soon as the network has seen the data twice, an epoch a round (a schedule that was tried
   alone, not chosen among others). The default is then level with scratch on the convolutional
-  network (0.3 ± 2.9 above) and the transformer (0.1 ± 1.5 above), and 1.4 ± 1.0 below on the residual
-  one (fifteen seeds). So what it lacks against scratch is mostly the time that new units have to
-  learn: where epochs are few, grow early.
+  network (0.3 ± 2.9 above) and the transformer (0.1 ± 1.5 above), and 1.4 ± 1.0 below on the
+  residual one (fifteen seeds). So what it lacks against scratch is mostly the time that new units
+  have to learn: where epochs are few, grow early.
 - **Rows behind norms** need no search: drawn ones are 0.9 ± 1.1 points above GradMax's on the
   residual network grown early (fifteen seeds; `swe laplacian, gradmax, to svod`), and level on
-  `cifar-resnet` (0.1 ± 1.8 below) and the transformer. So the default searches where no norm is.
+  `cifar-resnet` (0.1 ± 2.3 below) and the transformer. So the default searches where no norm is.
 - **Units that die all the same** are revived by `Grower` after every epoch (`revive`). The arm
-  `default, revived` does so after every epoch but the last of a round, where activity is measured.
-  At the end of every round no unit is inactive on five tasks, and on `cifar-conv-early` none at the
-  end of the training (11 of 315 at the ends of its rounds of one epoch, in which they had just
-  died). Accuracy is that without it, within the interval: 0.3 ± 0.6 points above on digits, 0.4 ±
-  0.8 on `digits-narrow`, 0.2 ± 0.4 on `mnist-mlp`, 0.3 ± 1.4 on `cifar-conv`, 0.6 ± 1.1 on
-  `cifar-conv-early`, and 0.2 ± 0.7 below on `mnist-lopsided`.
-@LONG@
+  `default, revived` does so after every epoch but the last of a round, where activity is
+  measured. At the end of every round no unit is inactive on five tasks, and on `cifar-conv-early`
+  none at the end of the training (11 of 315 at the ends of its rounds of one epoch, in which they
+  had just died). Accuracy is that without it, within the interval: 0.3 ± 0.6 points above on
+  digits, 0.4 ± 0.8 on `digits-narrow`, 0.2 ± 0.4 on `mnist-mlp`, 0.3 ± 1.4 on `cifar-conv`, 0.6 ±
+  1.1 on `cifar-conv-early`, and 0.2 ± 0.7 below on `mnist-lopsided`.
+- **A long training** (`cifar-long`, 72 epochs, high rate, no norms): one of five networks of the
+  default is dead at the end (10 %, guessing), so the mean is 7.3 ± 16.7 points below scratch; the
+  other four have 40.0 %, scratch 41.3 %. With revival (`default, revived`) none dies, and it is 1.7
+  ± 3.1 points below. Uniform shares and `gain` lost no network there: chance, or the vote's doing.
 - **The published protocol, scaled** (`cifar-paper`): no arm is outside of the interval of the
   default as a whole. It is 1.3 ± 1.9 points above the published method and 0.4 ± 1.6 above the
   final size from scratch, and level with the small network trained for as many epochs (0.1 ± 2.0
@@ -190,9 +193,6 @@ on `digits-mlp`, `mnist-mlp`, `cifar-conv` and `cifar-resnet`, where widths are 
   points on `digits-narrow` and 2.8 ± 1.2 on `mnist-lopsided`. Random shares are, in the mean, as
   good as uniform ones (0.0 ± 0.3, 0.1 ± 2.2, 0.1 ± 0.5 below): what the tables above show for
   active rows on `mnist-mlp` (0.6 ± 0.5) does not hold for other extenders.
-- On CIFAR-10 (two extenders only) SVoD is within the interval of uniform shares: 0.6 ± 1.2 and
-  0.7 ± 1.0 below, 0.2 ± 0.8 above. Random shares are above by 1.6 ± 1.3 on `cifar-resnet` (2.8 with
-  active rows, 0.4 with the default's), and 1.3 ± 1.5 below on `cifar-conv`.
 - Which units die depends on the rows, not on where they go: GradMax's 0 to 2 % (5 % in one cell),
   active ones 0 to 2 %, Kaiming's 0 to 30 %, most with the published program.
 - Some runs with GradMax's rows in the tables above are older than a change in how that search
@@ -425,7 +425,7 @@ def crossing(extender, share):
     """Name of the arm of an extender and a distributor."""
     if share == "uniform" and extender not in AGAIN:
         return extender
-    if (extender, share) == (AGAIN[0], "svod"):  # these tasks have no norms
+    if (extender, share) == (AGAIN[0], "svod"):  # where there are no norms
         return WHOLE
     return f"to {share}" if extender == "active" else f"{extender}, to {share}"
 
@@ -438,7 +438,7 @@ def crossed(found):
         for (name, arm, seed), run in found.items():
             if name == task:
                 runs.setdefault(arm, {})[seed] = 100 * final(run)
-        if task in CHEAP and all(crossing(AGAIN[0], share) in runs for share in SHARES):
+        if task not in NORMED and all(crossing(AGAIN[0], share) in runs for share in SHARES):
             parts += [f"**{task}**", "", one_crossed(runs), ""]
     return "\n".join(parts).rstrip()
 
