@@ -28,15 +28,16 @@ from zoo_page import table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "architectures.json"
 PAGE = ROOT / "docs" / "architectures.md"
+MOST = 160  # letters of a verdict
 TEXT = """# Architectures of transformers
 
 Written by `python benchmarks/architectures.py` from `benchmarks/results/architectures.json`; do
 not edit. transformers {version}.
 
 Every architecture that transformers has gets a small configuration and inputs by the names of its
-sizes and arguments, without anybody's help; of {all} architectures {built} take what they get
-(the others want arguments of their own, or sizes that fit each other in ways of their own). These
-are checked as in [coverage](coverage.md): all groups at once and three alone, in float64, in
+sizes and arguments, without anybody's help; of the {all} architectures that were tried (in the
+order of their names) {built} take what they get: the others want arguments of their own, or sizes
+that fit each other in ways of their own. These are checked as in [coverage](coverage.md): all groups at once and three alone, in float64, in
 eval and train mode, and whether all that is new trains.
 
 **{right} of {built} right, {wrong} wrong; median coverage {median}.**
@@ -88,7 +89,8 @@ def verdict(found):
     """In a word, or in the words of what went wrong."""
     if "unbuilt" in found:
         return "not built"
-    return found.get("failed") or "; ".join(found["wrong"]) or "right"
+    words = found.get("failed") or "; ".join(found["wrong"]) or "right"
+    return words if len(words) <= MOST else f"{words[:MOST]} …"
 
 
 def page(results):
@@ -142,9 +144,9 @@ def main():
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda kind: result_of(kind, options), kinds))
     results = [json.loads(p.read_text("utf-8")) for p in sorted(options.out.glob("*.json"))]
-    text = json.dumps(results, indent=1)
-    RESULTS.write_text(re.sub(r"/[^ \"]*/(?=[\w.-]+/[\w.-]+\.py)", "", text) + "\n", "utf-8")
-    PAGE.write_text(page(results), encoding="utf-8")
+    text = re.sub(r"/[^ \"]*/(?=[\w.-]+/[\w.-]+\.py)", "", json.dumps(results, indent=1))
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+    PAGE.write_text(page(json.loads(text)), encoding="utf-8")
     return 0 if all(verdict(r) in {"right", "not built"} for r in results) else 1
 
 
