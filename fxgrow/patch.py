@@ -7,7 +7,7 @@ A table says which arguments of which operation are sizes of which dimensions.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,65 +16,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from .patterns import is_pattern, patch_pattern
-from .planes import slabs
 from .propagate import Noted
 from .tracer import guard
+from .widths import Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from .labels import LabelBook
-    from .planes import Labels
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes:
-    """Sizes after growth, read off the labels of the analysis before it."""
-
-    book: LabelBook
-    gain: np.ndarray
-    _known: dict[int, tuple[Labels, dict[int, np.ndarray]]] = field(default_factory=dict)
-
-    def _lines(self, labels: Labels) -> dict[int, np.ndarray]:
-        """Clones of every position along each dimension that grows (none: empty).
-
-        Kept by the identity of ``labels``: pointwise operations hand them on.
-        """
-        known = self._known.get(id(labels))
-        if known is None:
-            gain = self.gain[labels]
-            lines = {}
-            if gain.any():
-                alone = [d for d in range(labels.ndim) if labels.shape[d] > 1]
-                # Where all positions are one unit, they lie along the only dimension.
-                vary = self.book.varying(labels) or alone * (len(alone) == 1)
-                if len(vary) > 1:  # beside others, that vary along other dimensions
-                    vary = slabs(self.book.find(labels), gain > 0) or vary
-                for dim in vary:
-                    rest = tuple(d for d in range(gain.ndim) if d != dim)
-                    lines[dim] = np.asarray(gain.max(axis=rest))
-            known = self._known[id(labels)] = (labels, lines)  # keeps the identity taken
-        return known[1]
-
-    def touches(self, noted: Noted) -> bool:
-        """Whether any of a value's dimensions grows."""
-        return any(self._lines(plane.labels) for plane in noted.planes)
-
-    def shape(self, noted: Noted) -> tuple[int, ...]:
-        """Shape that a value has after growth."""
-        result = list(noted.shape)
-        for plane in noted.planes:
-            for dim, line in self._lines(plane.labels).items():
-                result[dim] = max(result[dim], noted.shape[dim] + int(line.sum()))
-        return tuple(result)
-
-    def gains(self, noted: Noted, dim: int) -> np.ndarray:
-        """Clones of every position along ``dim``, shape ``(size,)``; zeros if none."""
-        for plane in noted.planes:
-            lines = self._lines(plane.labels)
-            if dim in lines:
-                return lines[dim]
-        return np.zeros(noted.shape[dim], dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +70,32 @@ def _reshape(site: Site, first: int) -> None:
         return
     packed = len(args) == first + 1 and isinstance(args[first], (tuple, list))
     given: Any = args[first] if packed else args[first:]
+    wanted = site.sizes.shape(noted)
+    if len(given) == 1 and isinstance(given[0], fx.Node) and not packed:
+        whole = _unpacked(site, given[0], wanted)
+        site.node.args = args if whole is None else (*args[:first], whole)
     if len(given) != len(noted.shape):
         return
-    wanted = site.sizes.shape(noted)
     fixed = [site.size(g, o, n) for g, o, n in zip(given, noted.shape, wanted, strict=True)]
     site.node.args = (*args[:first], tuple(fixed)) if packed else (*args[:first], *fixed)
+
+
+def _unpacked(site: Site, node: fx.Node, wanted: tuple[int, ...]) -> tuple[fx.Node, ...] | None:
+    """Sizes of a shape that the code has put together: ``x.size()[:-2] + (width,)``."""
+    actual = site.values[node]
+    if not isinstance(actual, tuple) or len(actual) != len(wanted):
+        return None
+    if all(a in (-1, w) for a, w in zip(actual, wanted, strict=True)):
+        return None
+    graph, found = site.node.graph, []
+    with graph.inserting_before(site.node):
+        for dim, (a, w) in enumerate(zip(actual, wanted, strict=True)):
+            one = graph.call_function(operator.getitem, (node, dim))
+            if a not in (-1, w):  # a ratio holds for any batch size that it may contain
+                scaled = graph.call_function(operator.mul, (one, w))
+                one = graph.call_function(operator.floordiv, (scaled, a))
+            found.append(one)
+    return tuple(found)
 
 
 def _view(site: Site) -> None:

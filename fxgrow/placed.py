@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .analyse import Analysis
     from .inspection import Inspection
     from .ir import Group
-    from .patch import Sizes
     from .placing import Placement
+    from .widths import Sizes
 
 __all__ = ["Placer", "held"]
 

@@ -24,7 +24,7 @@ from .module import GrownModule, copy_graph
 from .multihead import free_attention
 from .nested import noted_in, pairs_in
 from .partition import check_partition
-from .patch import Site, Sizes, patch_of
+from .patch import Site, patch_of
 from .placed import Placer
 from .plain import collector_paused, duplicate, eagerly, modes_kept, plain
 from .preserve import new_tensors
@@ -37,6 +37,7 @@ from .trace import no_fast_path
 from .unused import drop_unused
 from .walks import tensor_names
 from .whole import tidy, untouched
+from .widths import Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

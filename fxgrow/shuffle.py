@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from .patch import Sizes
+    from .widths import Sizes
 
 _MOVES = {
     *(

@@ -9,9 +9,9 @@ import numpy as np
 
 from .errors import UnsupportedError
 from .inner import join
-from .patch import Sizes
 from .patterns import hold_lengths, is_pattern_layer
 from .tracked import Attribute, attributes_of, dims_of, divides, evaluate, text
+from .widths import Sizes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

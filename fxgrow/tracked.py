@@ -22,8 +22,8 @@ from .patterns import is_pattern_layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from .patch import Sizes
     from .propagate import Noted
+    from .widths import Sizes
 
 __all__ = [
     "Attribute",

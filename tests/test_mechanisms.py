@@ -168,6 +168,22 @@ class Kept(nn.Module):
         return self.head(self.norms[1](x))
 
 
+class PutTogether(nn.Module):
+    """Heads become one axis by a shape that is put together (GLPN, and BERT's first code)."""
+
+    def __init__(self):
+        super().__init__()
+        self.width, self.q, self.k = 8, nn.Linear(5, 8), nn.Linear(5, 8)
+        self.v, self.out = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        heads = (*x.shape[:-1], -1, 4)
+        q, k, v = (layer(x).view(heads).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        y = y.permute(0, 2, 1, 3).contiguous()
+        return self.out(y.view(y.size()[:-2] + (self.width,)))  # noqa: RUF005  # as it is written there
+
+
 class Focal(nn.Module):
     """What a layer puts out is split by the width of what it reads (FocalNet)."""
 
@@ -206,6 +222,7 @@ MODELS = {  # what builds it, its input, layers that have to grow
     "grid of tokens": (Blocks, (2, 9, 5), {"embed", "qkv"}),
     "tokens that data choose": (Kept, (2, 7, 5), {"embed", "up"}),
     "tokens chosen along a number": (lambda: Kept(6), (2, 7, 5), {"embed", "up"}),
+    "shape put together": (PutTogether, (2, 6, 5), {"q", "v"}),
     "split by another width": (Focal, (2, 3, 4, 4), {"stem", "parts"}),
     "queries of a parameter": (ClassToken, (2, 5, 6), {"embed", "token"}),
 }
@@ -237,6 +254,13 @@ def test_a_stream_of_chosen_tokens_grows_by_single_units(name):
     assert steps == {"embed": 1, "up": 1}
     growth = fxgrow.widen(model, example, {"embed": 1, "up": 2}, emit="module")
     assert max(errors(model, growth.module, example)) <= EXACT
+
+
+def test_shapes_put_together_fit_any_batch():
+    model, example, _ = built("shape put together")
+    growth = fxgrow.widen(model, example, 1)
+    other = torch.randn(3, 4, 5, dtype=torch.float64)
+    assert max(errors(model, growth.module, other)) <= EXACT
 
 
 def test_constants_have_no_memory_format():
