@@ -314,12 +314,13 @@ class LabelMode(EagerMode):
         self, op: _Op, rule: Any, call: Call, inputs: list[Any], *, weight: bool, live: bool
     ) -> None:
         state = self.state
+        given = list(_noted(inputs)) if state.book.gates else []  # an in-place call changes them
         if op.mutable and inputs[0].__dict__.get(LABELS_KEY) is not None:
             self._guard_view(inputs[0], rule, call, weight=weight, live=live)
         else:
             state.assign(call.out, rule(state, call), weight=weight, live=live)
-        if state.book.gates:
-            let_out(state.book, _noted(inputs), _noted(tensors_of((call.out,))))
+        if given:
+            let_out(state.book, given, _noted(tensors_of((call.out,))))
 
     def _op(self, func: Any) -> _Op:
         packet = func.overloadpacket

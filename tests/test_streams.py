@@ -72,7 +72,8 @@ def test_dropout_in_front_of_a_tied_head():
 
 
 @pytest.mark.parametrize(
-    "use", [torch.tanh, torch.square, lambda x: x + 1, lambda x: x + x.mean(1, True)]
+    "use",
+    [torch.tanh, torch.square, lambda x: x + 1, lambda x: x.add_(1), lambda x: x + x.mean(1, True)],
 )
 def test_tied_heads_share_their_norm_with_nothing_else(use):
     """Shares of a norm's result would change what is not linear in each unit alone."""
