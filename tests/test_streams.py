@@ -82,6 +82,39 @@ def test_tied_heads_share_their_norm_with_nothing_else(use):
     assert "layer_norm" in {group.reason.code for group in inspection.frozen}
 
 
+class Changed(nn.Module):
+    """The mean is that of other values than those from which it is taken."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change, self.stem, self.out = change, nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        mean = x.mean(-1, keepdim=True)
+        x = self.change(x) - mean
+        return self.out(x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt())
+
+
+CHANGES = [
+    lambda x: x.mul_(2),
+    lambda x: x.add_(x),
+    lambda x: x.add_(1),
+    lambda x: 2 * x,
+    torch.neg,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_mean_of_other_values_is_not_taken_away(change):
+    model, example = randomised(Changed(change)), doubled(TOKENS)
+    inspection = fxgrow.inspect(model, example)
+    assert "mean" not in {group.recipe for group in inspection.groups}
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, example, {group.name: step(group, 2)}, verify=False)
+        assert max(errors(model, growth.module, example)) <= EXACT
+
+
 @pytest.mark.parametrize("units", [1, 3, 8])
 @pytest.mark.parametrize("name", ANY)
 def test_stream_alone(name, units):

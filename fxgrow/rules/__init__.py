@@ -82,7 +82,7 @@ def pointwise(state: Propagation, call: Call) -> Any:
             return state.book.meet(placed, first.ndim, state.where(name), flow=total)
     planes = _combined(state, name, first.ndim, tensors, operands)
     if name in _SUMS and len(tensors) == 2 and first is call.out:
-        planes = centred(state, tensors, call.out, without_mean(call, tensors, planes))
+        planes = centred(state, tensors, call.out, without_mean(state, call, tensors, planes))
     return planes if first is call.out else [planes] * len(call.out)
 
 

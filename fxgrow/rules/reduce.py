@@ -110,7 +110,7 @@ def reducer(dim_position: int) -> Callable[[Propagation, Call], Any]:
             planes = state.planes(call.args[0])
             kept = state.book.mix(planes, dims, code, state.where(code))
             if code == "mean":
-                note_mean(call, planes, dims)
+                note_mean(state, call, planes, dims)
         kept = [p._replace(flow=state.book.flow(_KEPT.get(call.name), [p.flow])) for p in kept]
         if isinstance(call.out, torch.Tensor):
             return _dropped(kept, dims, call.out.ndim)
