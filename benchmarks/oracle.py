@@ -2,7 +2,6 @@
 
     python benchmarks/oracle.py              # all families; resumable; about an hour on one core
     python benchmarks/oracle.py --page       # only docs/oracle.md, from the runs made so far
-    python benchmarks/oracle.py --vote       # the votes of the default again, gains as they are
 
 Networks of random widths are trained for a while. Then the true gain of each group is found: it
 alone gets 8 units (active rows), the network trains on, and its loss is compared with that of the
@@ -131,34 +130,17 @@ def measured(net, data, groups, seed):
     }
 
 
-def trained(family, number):
-    """One network, trained: its widths, itself, its data and groups."""
-    data, part, kind, fixed, choices, (before, _) = FAMILIES[family]
+def run(family, number):
+    """One network: its widths, true gains, and what was measured."""
+    data, part, kind, fixed, choices, (before, after) = FAMILIES[family]
     rng = np.random.default_rng(number)
     widths = (*fixed, *(int(rng.choice(some)) for some in choices))
-    train_data = tuple(t[: int(part * len(t))] for t in DATA[data]().train)
+    split = DATA[data]()
+    train_data = tuple(t[: int(part * len(t))] for t in split.train)
     torch.manual_seed(number)
     net = kind(widths)
     train(net, train_data, before, number)
-    return widths, net, train_data, fxgrow.inspect(net, train_data[0][:2]).groups
-
-
-def vote_again(record):
-    """The record with other votes, where the default has changed."""
-    _, net, train_data, groups = trained(record["family"], record["number"])
-    votes = []
-    for draw in range(DRAWS):
-        batches = loader(train_data, BATCH, draw)
-        counts = fxgrow.vote(net, batches, budget=BUDGET, seed=draw).counts
-        votes.append({group.name: float(counts.get(group.name, 0)) for group in groups})
-    return {**record, "measured": {**record["measured"], "svod": votes}}
-
-
-def run(family, number):
-    """One network: its widths, true gains, and what was measured."""
-    data, (_, after) = FAMILIES[family][0], FAMILIES[family][-1]
-    widths, net, train_data, groups = trained(family, number)
-    split = DATA[data]()
+    groups = fxgrow.inspect(net, train_data[0][:2]).groups
     gains = true_gains(net, train_data, split.valid, [g.name for g in groups], after)
     by_draw = [measured(net, train_data, groups, draw) for draw in range(DRAWS)]
     return {
@@ -289,13 +271,9 @@ def main():
     parser.add_argument("--networks", type=int, default=12, help="networks of a family")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true", help="only write the page")
-    parser.add_argument("--vote", action="store_true", help="measure the default's votes again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.vote:
-        again = [vote_again(record) for record in read(options.out).values()]
-        options.out.write_text("".join(json.dumps(r) + "\n" for r in again), encoding="utf-8")
-    for number in range(0 if options.page or options.vote else options.networks):
+    for number in range(0 if options.page else options.networks):
         for family in options.families:
             if (family, number) in read(options.out):
                 continue

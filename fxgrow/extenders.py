@@ -132,23 +132,12 @@ def gradmax(
 
     Groups that this is not made for get active rows.
     """
-    _search(module, grown, data, loss, options, progress)
-    return zero(module, grown, data, loss, options, progress)
-
-
-def _search(
-    module: torch.nn.Module,
-    grown: Sequence[GrownGroup],
-    data: Iterable[Any] | None,
-    loss: LossFn | str | None,
-    options: ExtendOptions,
-    progress: Progress | None,
-) -> None:
     done = maximise_gradients(
         module, grown, data, loss, seed=options.seed, progress=progress, mean=options.mean
     )
     rest = [group for group in grown if group.name not in done]
     activate_rows(module, rest, data, seed=options.seed, progress=progress, mean=options.mean)
+    return zero(module, grown, data, loss, options, progress)
 
 
 def auto(
@@ -163,9 +152,9 @@ def auto(
 
     A norm with an entry for each unit keeps every unit alive, whatever its row.
     """
-    bare = [g for g in grown if not any(slot.role == "norm" for slot in g.slots)]
-    _search(module, bare, data, loss, options, progress)
-    return zero(module, grown, data, loss, options, progress)
+    normed = [g for g in grown if any(slot.role == "norm" for slot in g.slots)]
+    gradmax(module, [g for g in grown if g not in normed], data, loss, options, progress)
+    return zero(module, normed, data, loss, options, progress)
 
 
 ROWS: Mapping[str, Extender] = {
