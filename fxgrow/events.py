@@ -14,6 +14,7 @@ __all__ = [
     "Meeting",
     "Mixing",
     "Reshape",
+    "Seam",
     "Shared",
     "Statistic",
     "Unlabelled",
@@ -109,4 +110,13 @@ class Reshape(NamedTuple):
 
     before: Labels
     after: Labels
+    where: Where
+
+
+class Seam(NamedTuple):
+    """A plane is put together, or cut, along ``dim`` before the positions ``cuts``."""
+
+    labels: Labels
+    dim: int
+    cuts: tuple[int, ...]
     where: Where

@@ -14,10 +14,10 @@ from .aligned import in_steps
 from .gates import gated
 from .inner import SUFFIX, is_one, slots_of, spans
 from .ir import Group, Reason, Slot
+from .irregular import freeze_irregular
 from .jointly import join_mixed, rows_of
 from .messages import reason_for
 from .plan import CostModel
-from .planes import slabs
 from .repeats import bears_copies, made_up
 from .resting import LOCAL, at_rest
 from .shuffle import Shuffle, find_shuffles
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from .analyse import Analysis
     from .ir import Role
-    from .labels import LabelBook, Mixing
+    from .labels import Mixing
     from .planes import Axis, Labels
 
 Hashes = npt.NDArray[np.uint64]
@@ -83,32 +83,8 @@ def _census(analysis: Analysis) -> _Census:
             reasons.append(reason_for(code, where))
     shuffles = find_shuffles(analysis)
     explicit = {id(node) for shuffle in shuffles for node in shuffle.nodes}
-    _freeze_irregular(book, roots, frozen_by, reasons, explicit)
+    freeze_irregular(book, roots, frozen_by, reasons, explicit)
     return _Census(axes, labels, axis_of, places, roots, frozen_by, reasons, shuffles)
-
-
-def _freeze_irregular(
-    book: LabelBook,
-    roots: Labels,
-    frozen_by: Labels,
-    reasons: list[Reason],
-    explicit: set[int],
-) -> None:
-    """Freeze units that a reshape splits over several dimensions (shuffles aside)."""
-    for before, after, where in book.reshapes:
-        if id(where.site) in explicit:
-            continue
-        for labels in (before, after):
-            own = roots[labels]
-            is_open = frozen_by[own] < 0
-            if own.size <= 1 or not is_open.any():
-                continue
-            vary, sizes = len(book.varying(labels)), sum(n > 1 for n in labels.shape)
-            split = vary > 1 and not slabs(own, is_open)
-            if split or (sizes > 1 and not vary):
-                hit = own.reshape(-1)
-                frozen_by[hit[frozen_by[hit] < 0]] = len(reasons)
-                reasons.append(reason_for("reshape" if vary else "inner_mixed", where))
 
 
 def _signatures(census: _Census) -> Hashes:

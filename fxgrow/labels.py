@@ -26,6 +26,7 @@ from .events import (
     Meeting,
     Mixing,
     Reshape,
+    Seam,
     Shared,
     Statistic,
     Unlabelled,
@@ -59,6 +60,7 @@ class LabelBook:
     statistics: list[Statistic] = field(default_factory=list)
     standards: list[Statistic] = field(default_factory=list)  # those to be made up for
     reshapes: list[Reshape] = field(default_factory=list)
+    seams: list[Seam] = field(default_factory=list)
     closers: dict[Axis, list[Where]] = field(default_factory=dict)
     couplings: list[Meeting] = field(default_factory=list)
     rivals: list[Meeting] = field(default_factory=list)

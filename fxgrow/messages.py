@@ -42,6 +42,10 @@ MESSAGES = {
     "in_place_view": "an in-place write into a view touches the units",
     "too_large": "the tensor is too large to be labelled position by position",
     "reshape": "a reshape interleaves these units with others: none can be inserted alone",
+    "seam": (
+        "one unit has entries on both sides of the seam of a concatenation or split: behind it "
+        "no other fits"
+    ),
     "unread": "nothing reads these units",
     "weight_norm": "the weights are normalised over these units: new ones would rescale the old",
     "dot": "a dot product, as in spectral normalisation, mixes all units",

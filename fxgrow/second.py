@@ -65,7 +65,8 @@ class Recording:
 
 def _lists(state: Propagation) -> tuple[list[Any], ...]:
     """Return the lists of events that happen at a node."""
-    return state.book.mixings, state.book.reshapes, state.book.statistics, state.placements
+    book = state.book
+    return book.mixings, book.reshapes, book.seams, book.statistics, state.placements
 
 
 class Second:

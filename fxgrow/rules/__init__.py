@@ -18,7 +18,7 @@ from ..flows import Flow, fixed, masked, noise, nothing, product, same, total
 from ..placing import place
 from ..planes import Plane
 from ..walks import tensors_of
-from . import contract, convolve, recurrent, reduce, shape
+from . import contract, convolve, join, recurrent, reduce, shape
 from .means import without_mean
 from .own import Rules, resizable, rule
 from .recurrent import BLANKS, blank, fill_blank
@@ -233,7 +233,7 @@ _FAMILIES: tuple[dict[str, Rule], ...] = (
     _family(shape.slice_, "slice"),
     _family(shape.split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
     _family(shape.unbind, "unbind"),
-    _family(shape.cat, "cat"),
+    _family(join.cat, "cat"),
     _family(shape.stack, "stack"),
     _family(shape.glu, "glu"),
     _family(shape.repeat, "repeat"),
