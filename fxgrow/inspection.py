@@ -11,12 +11,13 @@ from torch import fx, nn
 
 from . import report
 from .analyse import Analysis, analyse
-from .errors import InputError, UnsupportedError
+from .errors import DataError, InputError, UnsupportedError
 from .groups import group_units, layer_of
 from .inner import SUFFIX, matches, outer_units, stuck
 from .io import atomic_write
 from .ir import Group, Reason, Unsupported
 from .messages import MESSAGES
+from .module import GrownModule
 from .pages.show import Shown
 from .pages.text import dot, graphml
 from .pages.view import inspection_view
@@ -184,7 +185,17 @@ def inspect_model(
     """
     model = plain(unwrap(model))
     traced = trace(model, example_inputs, rules)
-    return _inspected(model, traced, include, exclude, inner, strict=strict)
+    chosen = (include, exclude, inner)
+    try:
+        return _inspected(model, traced, *chosen, strict=strict)
+    except DataError as error:
+        if traced.obstacle or isinstance(model, GrownModule):
+            raise
+        try:  # the graph may be at fault, not the inputs: a path that the code does not take
+            own = trace(model, traced.inputs, traced.rules, whole=True)
+            return _inspected(model, own, *chosen, strict=strict)
+        except DataError:
+            raise error from None
 
 
 @collector_paused()

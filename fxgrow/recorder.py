@@ -87,13 +87,17 @@ class Recorder(fx.Tracer):
         with flagged():
             run, args = self.create_args_for_root(forward, True, concrete_args)
             with tapped(root, called, read), wrapping() as patcher:
-                self.wrapped = Wrapped(patcher, self.whole, self.homes)
+                self.wrapped = Wrapped(patcher, self.whole, self.homes, self.concrete)
                 self.wrapped.look(forward.__globals__)
                 hints = inspect.get_annotations(inspect.unwrap(run))
                 result = (self.create_arg(run(*args)),)
                 self.create_node("output", "output", result, {}, type_expr=hints.get("return"))
         self.submodule_paths = None
         return self.graph
+
+    def concrete(self, node: fx.Node) -> Any:
+        """Return a value of the type that ``node`` has on the example inputs."""
+        raise NotImplementedError
 
     # -- nodes -------------------------------------------------------------------
 

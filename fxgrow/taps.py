@@ -114,11 +114,21 @@ class Wrapped:
     """Functions that become nodes wherever they are called with traced values.
 
     Those that ``torch.fx.wrap`` has been told of, and ``functions`` by any name that the code
-    of a module, or one of ``homes``, has for them.
+    of a module, or one of ``homes``, has for them. Questions of that code for types are answered
+    as for the values, of which ``concrete`` gives one of the same type.
     """
 
-    def __init__(self, patcher: Any, functions: Iterable[Any], homes: Iterable[Any]) -> None:
+    def __init__(
+        self,
+        patcher: Any,
+        functions: Iterable[Any],
+        homes: Iterable[Any],
+        concrete: Callable[[fx.Node], Any],
+    ) -> None:
         self.patcher = patcher
+        self.concrete = concrete
+        for home, name in ((torch, "is_tensor"), (torch.jit, "isinstance")):
+            patcher.patch(vars(home), name, self._answered(getattr(home, name)))
         self.known = {id(function) for function in functions}
         _SYMBOLIC._patch_wrapped_functions(patcher)
         for function in functions:
@@ -132,7 +142,19 @@ class Wrapped:
 
     def look(self, names: dict[str, Any]) -> None:
         """Look for the functions among the names of a module."""
+        if "isinstance" not in names:  # else its own, or there already
+            self.patcher.patch(names, "isinstance", self._answered(isinstance))
         _SYMBOLIC._autowrap_check(self.patcher, names, self.known)
+
+    def _answered(self, question: Callable[..., bool]) -> Callable[..., bool]:
+        """Let a traced value be what it stands for, besides what it is."""
+
+        def answer(value: Any, *kinds: Any) -> bool:
+            if question(value, *kinds):
+                return True
+            return isinstance(value, fx.Proxy) and question(self.concrete(value.node), *kinds)
+
+        return answer
 
 
 def wrapping() -> Any:
