@@ -112,30 +112,33 @@ def _repeat(site: Site) -> None:
     first = len(noted.shape) - len(given)
     if first < 0:
         return
-    old = (1,) * (len(noted.shape) - len(source.shape)) + tuple(source.shape)
-    fixed = tuple(
-        _times(site, times, dim, old[dim]) for dim, times in enumerate(given, start=first)
-    )
+    fixed = tuple(_times(site, times, dim) for dim, times in enumerate(given, start=first))
     site.node.args = (args[0], fixed) if packed else (args[0], *fixed)
 
 
-def _times(site: Site, times: Any, dim: int, old: int) -> Any:
-    """Only what was of size 1 is repeated more often: other repeats repeat new units, too."""
-    return (
-        site.size(times, site.before().shape[dim], site.sizes.shape(site.before())[dim])
-        if (old == 1)
-        else times
-    )
+def _times(site: Site, times: Any, dim: int) -> Any:
+    """How often a dimension is repeated: what repeats new units, too, does so as often."""
+    noted, source = site.before(), site.first()
+    new, own = site.sizes.shape(noted)[dim], 1
+    dim -= len(noted.shape) - len(source.shape)
+    old = noted.shape[dim - len(source.shape)]
+    if dim >= 0:
+        own = site.sizes.shape(source)[dim]
+        old //= max(source.shape[dim], 1)
+    return times if not own or new % own else site.size(times, old, new // own)
 
 
 def _interleave(site: Site) -> None:
-    """``repeat_interleave`` of a dimension of size 1."""
+    """``repeat_interleave`` of one dimension."""
     noted, source = site.before(), site.first()
     times, update = _argument(site.node, 1, "repeats")
     dim, _ = _argument(site.node, 2, "dim")
     if isinstance(noted, Noted) and isinstance(source, Noted) and isinstance(dim, int):
         dim %= len(source.shape)
-        update(_times(site, times, dim, source.shape[dim]))
+        update(_times(site, times, dim))
+        size, resize = _argument(site.node, 3, "output_size")
+        if size is not None:
+            resize(site.size(size, noted.shape[dim], site.sizes.shape(noted)[dim]))
 
 
 def _zeros(site: Site) -> None:

@@ -343,7 +343,7 @@ def _layer_norm(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _repeat(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
-    """Repeats of a labelled dimension would repeat new units, too: they stay."""
+    """Say how long the results are: repeats of what grows repeat new units, too."""
     given, pairs = _flat(args[1:]), _kept(kwargs)
     for dim, times in enumerate(given, start=out.ndim - len(given)):
         pairs += _repeated(witness, args[0], dim - out.ndim, times, out)
@@ -355,12 +355,17 @@ def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     if not isinstance(times, int) or dim is None:
         return _kept((args, kwargs))
-    return _repeated(witness, args[0], dim - out.ndim * (dim >= 0), times, out)
+    dim -= out.ndim * (dim >= 0)
+    pairs = _repeated(witness, args[0], dim, times, out)
+    size = kwargs.get("output_size")
+    return pairs if size is None else [*pairs, (expression(size), witness.dim(out, dim))]
 
 
 def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any) -> Pairs:
-    once = dim < -x.ndim or x.shape[dim] == 1  # dimensions are counted from the last one
-    return [(expression(times), witness.dim(out, dim))] if once else _kept(times)
+    size = expression(times)
+    if dim >= -x.ndim:  # dimensions are counted from the last one
+        size = Operation(operator.mul, size, witness.dim(x, dim))
+    return [(size, witness.dim(out, dim))]
 
 
 def _in_front(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
