@@ -20,12 +20,13 @@ from .plain import eagerly, modes_kept
 from .planes import Plane
 from .preserve import weight_of
 from .propagate import LABELS_KEY, Call, LabelMode, Noted, Propagation, Value
+from .recorder import is_user_function
 from .rules.layers import aten_call, aten_function
 from .rules.own import Rules, name_of
 from .rules.recurrent import couple, is_recurrent, unroll
 from .second import Recording, Second
 from .trace import Inputs, Traced, no_fast_path
-from .tracer import FAILURES, KEPT_WHOLE, is_user_function
+from .tracer import FAILURES, KEPT_WHOLE
 from .walks import holds_inside, parameters, tensor_names
 from .whole import hooked, is_own, replaced, watching
 
@@ -355,6 +356,11 @@ def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
     return Analysis(traced, state, planes)
 
 
+def _stamp(param: torch.Tensor) -> tuple[Any, ...]:
+    """Return what changes when a parameter is written into or given other data."""
+    return param._version, param.shape, param.data_ptr() if type(param) is nn.Parameter else 0
+
+
 def propagate(
     traced: Traced,
     mode: str,
@@ -364,12 +370,9 @@ def propagate(
     record: Recording | None = None,
     second: Second | None = None,
 ) -> dict[fx.Node, Any]:
-    """Run one graph in one mode; return the planes of its nodes.
-
-    The run is written into ``record``; ``second`` knows an earlier one.
-    """
+    """Run one graph in one mode, of which ``record`` takes notes; return its nodes' planes."""
     root = traced.root
-    versions = [(p, p._version) for p in parameters(root)]
+    before = [(p, p.data, _stamp(p)) for p in parameters(root)]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     executor.record, executor.second = record, second
     try:
@@ -386,7 +389,10 @@ def propagate(
     finally:
         executor.values.clear()
         state.run = None
-    if any(p._version != version for p, version in versions):
+    written = [(p, data) for p, data, stamp in before if _stamp(p) != stamp]
+    for p, data in written:
+        p.data = data  # at least those that were given others
+    if written:
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "
             "changing it: compute on a copy of the parameter there"

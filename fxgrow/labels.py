@@ -362,14 +362,12 @@ class LabelBook:
                 self.closers.setdefault(axis, []).append(where)
                 self._read(axis, flow)
         for labels, partners, where in self.closings:
-            closed = False
-            for other, axis in partners:
-                if self._alike(labels, other):
-                    closed = True
-                    self.closers.setdefault(axis, []).append(where)
-                    self._read(axis, None)
-            if not closed:
+            able = [axis for other, axis in partners if self._alike(labels, other)]
+            if not able:
                 self.freeze(labels, "product", where)
+            elif self.closers.keys().isdisjoint(able):  # zeros in two factors have no slope
+                self.closers[able[0]] = [where]
+                self._read(able[0], None)
 
     def _alike(self, labels: Labels, other: Labels) -> bool:
         """Whether two planes are of the same units, position by position."""

@@ -25,7 +25,7 @@ from .walks import named_modules, tensor_names
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-__all__ = ["Flag", "Recorder", "gives_parameter", "is_library", "unpacked"]
+__all__ = ["Flag", "Recorder", "gives_parameter", "is_library", "is_user_function", "unpacked"]
 
 _PATTERNS = f"{os.sep}einops{os.sep}"
 OWN = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
@@ -265,3 +265,12 @@ def _kind(code: CodeType) -> str:
 def is_library(filename: str) -> bool:
     """Whether code is torch's, fxgrow's or einops', or of no file: a report names its caller."""
     return filename.startswith((*OWN, "<")) or _PATTERNS in filename
+
+
+_KNOWN_PACKAGES = {"torch", "_operator", "fxgrow", "math", "builtins"}
+
+
+def is_user_function(target: Any) -> bool:
+    """Whether a graph's function is Python code from outside torch."""
+    module = getattr(target, "__module__", "") or ""
+    return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES

@@ -22,7 +22,7 @@ from torch.nn.utils import rnn
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
-from .recorder import Flag, Recorder, gives_parameter, unpacked
+from .recorder import Flag, Recorder, gives_parameter, is_user_function, unpacked
 from .sizes import holds_batch
 from .unused import drop_unused
 from .walks import holds_inside, is_parametrised_by_user
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .rules.own import Rules
     from .trace import Inputs
 
-__all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard", "is_user_function"]
+__all__ = ["FAILURES", "KEPT_WHOLE", "Flag", "Tracer", "graph_of", "guard"]
 
 FAILURES = (
     *(TypeError, ValueError, RuntimeError, AttributeError),
@@ -93,6 +93,15 @@ class _Proxy(fx.Proxy):
 
     def __getattr__(self, name: str) -> _Attribute:
         return _Attribute(self, name)
+
+    @property
+    def data(self) -> _Attribute:
+        """A tensor's data, which no graph can replace."""
+        return _Attribute(self, "data")
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        raise TypeError("a traced tensor is given other data")
 
 
 class _Attribute(_Proxy, fx.proxy.Attribute):
@@ -339,15 +348,6 @@ def guard(value: Any, expected: float) -> None:
 
 # Passes that drop unused nodes must keep both: they have effects but no readers.
 fx.node._side_effectful_functions.update({guard, operator.setitem})
-
-
-_KNOWN_PACKAGES = {"torch", "_operator", "fxgrow", "math", "builtins"}
-
-
-def is_user_function(target: Any) -> bool:
-    """Whether a graph's function is Python code from outside torch."""
-    module = getattr(target, "__module__", "") or ""
-    return hasattr(target, "__code__") and module.partition(".")[0] not in _KNOWN_PACKAGES
 
 
 def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:

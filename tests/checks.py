@@ -97,7 +97,7 @@ def randomised(model, seed=0, scale=1.0):
         for name, p in model.named_parameters():
             leaf = name.rpartition(".")[2]
             if p.ndim >= 2:
-                p.copy_(normal(p) * scale * (2 / max(p.numel() // p.shape[0], 1)) ** 0.5)
+                p.copy_(normal(p) * scale * (2 / max(p.numel() // max(p.shape[0], 1), 1)) ** 0.5)
             elif "bias" in leaf:
                 p.copy_(0.1 * normal(p))
             else:

@@ -9,6 +9,7 @@ import torch
 from checks import doubled, errors, randomised, step, untrained
 from exactly import EXACT, grows_exactly
 from networks_heads import HEADED, HEADS, ONE_HEAD, PICTURE, SIZE, SplitAttention
+from torch import nn
 
 import fxgrow
 from fxgrow.compose import WideMultiheadAttention
@@ -152,3 +153,33 @@ def test_the_fused_encoder_layer_of_torch_is_left_out():
     grown = fxgrow.widen(model, example, {"1.layers.0.self_attn": 1}, emit="module").module
     with torch.inference_mode():
         torch.testing.assert_close(grown.eval()(example), model.eval()(example))
+
+
+class Transposed(nn.Module):
+    """Attention between channels whose rows are filtered one by one (Restormer, OmniSR)."""
+
+    def __init__(self, width=16, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.scale = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.filter = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width)
+        self.out = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        n, width, height, across = x.shape
+        parts = self.filter(self.qkv(x)).chunk(3, dim=1)
+        q, k, v = (p.reshape(n, self.heads, width // self.heads, -1) for p in parts)
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
+        mixed = (q @ k.transpose(2, 3) * self.scale).softmax(-1) @ v
+        return self.out(mixed.reshape(n, -1, height, across))
+
+
+def test_heads_of_channels_are_closed_once():
+    """Where filters and readers of new heads were both zero, neither would ever train."""
+    torch.manual_seed(0)
+    model, image = randomised(Transposed()), torch.randn(2, 16, 6, 6, dtype=torch.float64)
+    (group,) = fxgrow.inspect(model, image).groups
+    assert (group.name, group.width) == ("qkv", 2)
+    assert [s.tensor for s in group.slots if s.role == "consumer"] == ["out.weight"]
+    grows_exactly(model, image)

@@ -8,7 +8,7 @@ from torch import nn
 
 import fxgrow
 from fxgrow import inspection as inspections
-from fxgrow.errors import DataError, NothingToGrow
+from fxgrow.errors import DataError, NothingToGrow, TraceError
 from fxgrow.trace import trace
 
 transformers = pytest.importorskip("transformers", reason="its models are what is tested")
@@ -264,3 +264,38 @@ def test_what_is_wrong_is_said_of_the_inputs_as_given():
     with pytest.raises(DataError, match="targets are needed"):
         fxgrow.inspect(NeedsTargets(), (images,))
     assert [g.name for g in fxgrow.inspect(NeedsTargets(), (images, {})).groups] == ["a"]
+
+
+class Fused(nn.Module):
+    """Convolutions in a row that are made one before each run, as RepVGG and SPAN do it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.write = write
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 8)
+        self.fused, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        if self.training:
+            return self.head(self.b(self.a(x)))
+        self.write(self.fused.weight, (self.b.weight @ self.a.weight).detach())
+        return self.head(self.fused(x))
+
+
+def give_data(param, value):
+    param.data = value
+
+
+def copy_into(param, value):
+    with torch.no_grad():
+        param.copy_(value)
+
+
+@pytest.mark.parametrize("write", [give_data, copy_into])
+def test_code_that_writes_into_its_own_parameters_is_refused(write):
+    model = Fused(write)
+    before = model.fused.weight.data.clone()
+    with pytest.raises(TraceError, match="writes into its own parameters"):
+        fxgrow.inspect(model, torch.randn(4, 6))
+    if write is give_data:  # in place it can't be taken back
+        assert torch.equal(model.fused.weight, before)
