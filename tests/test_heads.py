@@ -163,7 +163,7 @@ class Transposed(nn.Module):
         self.heads = heads
         self.scale = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.filter = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width)
+        self.filter = nn.Conv2d(3 * width, 3 * width, 3, padding=1, groups=3 * width, bias=False)
         self.out = nn.Conv2d(width, 4, 1)
 
     def forward(self, x):
