@@ -63,8 +63,9 @@ class CostModel:
         """Flops added on the example inputs, rounded up per operation."""
         added = 0
         for name, (old, new) in self._sizes(groups, additions).items():
-            base = self.tensor_flops.get(name, 0)
-            added += -(-base * math.prod(new) // math.prod(old)) - base
+            base, entries = self.tensor_flops.get(name, 0), math.prod(old)
+            if entries:  # else a layer without units
+                added += -(-base * math.prod(new) // entries) - base
         widths = {group.name: group.width for group in groups}
         growing = {i for name in additions for i in self._products.get(name, ())}
         for base, names in (self.product_flops[i] for i in growing):

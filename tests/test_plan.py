@@ -7,9 +7,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import fxgrow
 from fxgrow.distributors import DISTRIBUTORS, distribute
 from fxgrow.errors import BudgetError, InputError, NothingToGrow
 from fxgrow.ir import Group, Reason, Slot, Votes
@@ -216,3 +219,15 @@ def test_distributors():
         distribute("svod", groups, budget=30)
     with pytest.raises(InputError, match="gain, proportional, random, svod, uniform"):
         distribute("fair", groups, budget=30)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # torch says it of all
+def test_a_layer_without_units_costs_nothing_and_grows():
+    """``width // reduction`` is zero in small nets; its reader still has a bias."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 0), nn.Linear(0, 8), nn.Linear(8, 2)).double()
+    example = torch.randn(4, 6, dtype=torch.float64)
+    groups = fxgrow.inspect(net, example).groups
+    assert [g.name for g in groups] == ["0", "2"]
+    growth = fxgrow.widen(net, example, {g.name: 2 for g in groups})
+    assert torch.allclose(growth.module(example), net(example), rtol=1e-12)

@@ -2,7 +2,8 @@
 
 They are optional: what is not installed has no names here. pytorchcv goes by the modules of its
 architectures (the first model of each that has the fewest letters), segmentation_models_pytorch
-by its decoders, vit-pytorch by its modules, with small sizes by the names of their arguments.
+by its decoders, vit-pytorch by its modules, with small sizes by the names of their arguments,
+the libraries of :mod:`zoo_wider` by their classes.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from functools import partial
 from importlib.util import find_spec
 
 import torch
 from zoo_prepared import PIXELS, prepared, smallest
+from zoo_wider import WIDER, of_wider
 
 # Arguments of vit-pytorch's classes, by name: as small as its examples allow.
 SMALL = {
@@ -98,6 +101,10 @@ OTHERS = {
     "pytorchcv": ("pytorchcv", of_pytorchcv, lambda: list(pytorchcv_families())),
     "smp": ("segmentation_models_pytorch", of_smp, decoders),
     "vit-pytorch": ("vit_pytorch", of_vit_pytorch, vit_modules),
+    **{
+        zoo: (package, partial(of_wider, zoo), partial(list, table))
+        for zoo, (package, _, table) in WIDER.items()
+    },
 }
 
 
