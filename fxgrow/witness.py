@@ -21,13 +21,14 @@ from .labels import Where
 from .locator import Locator
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
-from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
+from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression, is_position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import nn
 
+    from .blanks import Made, Site
     from .propagate import Propagation
 
 __all__ = ["Equation", "Witness"]
@@ -49,6 +50,7 @@ class Witness(TorchFunctionMode):
         self.state = state
         self.locate = Locator(root)
         self.equations: list[Equation] = []
+        self.blanks: dict[Site, Made] = {}
         self.inside = 0
         self._muted = 0
 
@@ -120,9 +122,11 @@ class Witness(TorchFunctionMode):
         """Label zeros and their like along the sizes that the code holds."""
         given = _made(args[name.startswith("new_") :], kwargs)
         dims = tuple(d for d, size in enumerate(given) if isinstance(size, TrackedInt) and size > 1)
-        if dims and out.is_floating_point() and len(given) == out.ndim:
+        if not (out.is_floating_point() and len(given) == out.ndim):
+            dims = ()
+        if dims:
             label_blank(self.state, out, dims)
-            self.state.blanks[site_of(name, self.locate())] = dims
+        self.blanks.setdefault(site_of(name, self.locate()), []).append(dims)
 
     def _sizes(self, tensor: torch.Tensor, out: Any, args: Any, kwargs: Any) -> Any:
         """Shape whose labelled dimensions are tracked."""
@@ -264,7 +268,7 @@ def _chunk(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 def _place(witness: Witness, noted: Noted, dim: int, given: Any) -> Pairs:
     """Place a position or bound of dimension ``dim``; negative ones count from its end."""
     size = int(noted.shape[dim])
-    value = int.__int__(given)
+    value = int(given)
     if not -size <= value <= size:
         return []
     expr, labelled = expression(given), _labelled(noted, dim)
@@ -289,7 +293,7 @@ def _index(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
             return _kept(args[1])  # takes several dimensions, or none
         bounds = (item.start, item.stop) if isinstance(item, slice) else (item,)
         for bound in bounds:
-            if isinstance(bound, int):
+            if is_position(bound):
                 pairs += _place(witness, source, dim, bound)
         dim += 1
     return pairs
@@ -300,8 +304,8 @@ def _narrow(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
         return _kept((args, kwargs))
     source = witness.note(args[0])
     dim = int(args[1]) % len(source.shape)
-    length = [(expression(args[3]), witness.dim(out, dim))]
-    return _place(witness, source, dim, args[2]) + length if isinstance(args[2], int) else length
+    length = (expression(args[3]), witness.dim(out, dim))
+    return [*_place(witness, source, dim, args[2]), length]
 
 
 def _select(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
