@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from checks import errors
 from torch import nn
 
 import fxgrow
+from fxgrow.trace import trace
 
 EXACT = 1e-10
 
@@ -214,3 +217,56 @@ def test_blanks_of_one_place_for_several_tensors():
     for group in inspection.groups:
         growth = fxgrow.widen(model, x, {group.name: 2})
         assert max(errors(model, growth.module, x)) <= EXACT
+
+
+class Told(NamedTuple):
+    out: torch.Tensor
+    state: tuple[torch.Tensor, None] | None
+
+
+class Recurrence(nn.Module):
+    """A loop over tokens, which is no graph; there may be no state."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state, self.up, self.down = state, nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        kept, out = torch.zeros_like(x[:, 0]), []
+        for i in range(int(x.new_tensor(x.shape[1]))):
+            kept = kept * 0.5 + self.down(self.up(x[:, i]).relu())
+            out.append(kept)
+        return Told(torch.stack(out, 1), (kept, None) if self.state else None)
+
+
+class Stateful(nn.Module):
+    """Goes on with a state where there is one."""
+
+    def __init__(self, read, *, state):
+        super().__init__()
+        self.read, self.loop = read, Recurrence(state)
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x, state = self.read(self.loop(x))
+        if state is not None:
+            x = x + state[0][:, None]
+            if state[1] is not None:
+                x = x * state[1]
+        return self.down(self.up(x).relu())
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(
+    "read",
+    [lambda told: told, lambda told: (told[0], told[1]), lambda told: (told.out, told.state)],
+)
+def test_what_a_leaf_leaves_out_is_none_to_the_code(read, state):
+    torch.manual_seed(0)
+    model, x = Stateful(read, state=state).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    assert not trace(model, x).obstacle
+    growth = fxgrow.widen(model, x, {"up": 2, "loop.up": 3})
+    assert max(errors(model, growth.module, x)) <= EXACT
+    growth.module.loop.state = not state
+    with pytest.raises((RuntimeError, TypeError), match="another path" if not state else "None"):
+        growth.module(x)
