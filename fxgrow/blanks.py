@@ -5,6 +5,7 @@ Their entries are all alike, or written later, so they may grow with whatever th
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,11 +29,23 @@ MAKERS = frozenset(
 _BLANK = "_fxgrow_blank"
 
 Site = tuple[str, str, str]
+Made = list[tuple[int, ...]]  # dimensions, call by call: a method may serve several tensors
 
 
 def site_of(name: str, node: Any) -> Site:
     """Name of a function, and the module and line that call it."""
     return name, node.name, node.meta["source"]
+
+
+def dims_of_call(known: Mapping[Site, Made], site: Site, number: int) -> tuple[int, ...]:
+    """Dimensions along which one call at a place, counted from 0, makes a blank.
+
+    Where all calls made the same, there may be more of them at another width.
+    """
+    made = known.get(site, [])
+    if len(set(made)) == 1:
+        return made[0]
+    return made[number] if number < len(made) else ()
 
 
 def label_blank(state: Propagation, out: torch.Tensor, dims: Iterable[int]) -> None:
@@ -61,20 +74,28 @@ class Blanks(TorchFunctionMode):
     locate : Locator
         Of its modules.
     known : dict
-        Site to dimensions.
+        Site to dimensions, call by call.
+    calls : Counter
+        How often this run has come by each site.
     """
 
     def __init__(
-        self, state: Propagation, locate: Locator, known: Mapping[Site, tuple[int, ...]]
+        self,
+        state: Propagation,
+        locate: Locator,
+        known: Mapping[Site, Made],
+        calls: Counter[Site],
     ) -> None:
         super().__init__()
-        self.state, self.locate, self.known = state, locate, known
+        self.state, self.locate, self.known, self.calls = state, locate, known, calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if self.known and name in MAKERS:
-            dims = self.known.get(site_of(name, self.locate()))
-            if dims is not None:
+            site = site_of(name, self.locate())
+            dims = dims_of_call(self.known, site, self.calls[site])
+            self.calls[site] += 1
+            if dims:
                 label_blank(self.state, out, dims)
         return out

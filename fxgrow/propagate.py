@@ -29,6 +29,7 @@ from .weights import is_shifted
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from .blanks import Made, Site
     from .inner import Joined
     from .placing import Placement
     from .witness import Equation, Witness
@@ -102,7 +103,7 @@ class Propagation:
     paused: bool = False  # whether what runs is left to a rule of the caller
     resized: bool = False  # whether sizes of blanks made here follow the width
     aligned: list[tuple[Labels, int]] = field(default_factory=list)  # rows, entries of a block
-    blanks: dict[tuple[str, str, str], tuple[int, ...]] = field(default_factory=dict)
+    blanks: dict[Site, Made] = field(default_factory=dict)
     hollow: set[int] = field(default_factory=set)  # labels of blanks
     placements: list[Placement] = field(default_factory=list)
     run: Any = None  # what runs the graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -184,6 +185,7 @@ class _Widener(LabelExecutor):
         self.placer, self.sizes = placer, placer.sizes
         self.before = analysis.traced.root
         self.blanks, self.locate = analysis.state.blanks, Locator(widened.root)
+        self.calls: Counter[Any] = Counter()  # of what makes blanks, by place
         self.known = {new: analysis.planes.get(old) for new, old in widened.origins.items()}
         self._grows: dict[fx.Node, bool] = {}
         self._factors: dict[fx.Node, float] = {}
@@ -236,7 +238,7 @@ class _Widener(LabelExecutor):
         """While a leaf runs, bring the attributes of the layers in it in line."""
         module, edits = self.modules[name], self.widened.edits
         patching = patching_inside(module, name, edits, self.rules.declared)
-        blanks = Blanks(self.state, self.locate, self.blanks)
+        blanks = Blanks(self.state, self.locate, self.blanks, self.calls)
         with patching, blanks, super().inside(name):
             yield
         tidy(module)

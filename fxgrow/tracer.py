@@ -22,7 +22,8 @@ from torch.nn.utils import rnn
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
 from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
-from .recorder import Flag, Recorder, gives_parameter, is_user_function, unpacked
+from .proxies import Attribute, Proxy
+from .recorder import Flag, Recorder, gives_parameter, is_user_function
 from .sizes import holds_batch
 from .unused import drop_unused
 from .walks import holds_inside, is_parametrised_by_user
@@ -53,59 +54,6 @@ _FACTORIES = (
     *(torch.arange, torch.empty, torch.eye, torch.full, torch.linspace, torch.ones),
     *(torch.finfo, torch.iinfo),
 )
-
-
-class _Proxy(fx.Proxy):
-    """A traced value that can also be written into."""
-
-    tracer: Tracer
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-    def __iter__(self) -> Any:
-        """Unpack into as many values as the calling code takes, else as there are."""
-        caller = sys._getframe(1)
-        count = unpacked(caller.f_code.co_code, caller.f_lasti)
-        if count is None:
-            return self.tracer.iter(self)
-        own: Any = self  # fx gives it its operators later
-        return iter([own[i] for i in range(count)])
-
-    def __len__(self) -> int:
-        """Length of a tuple or shape; that of a tensor is the data's and stays unknown."""
-        value = self.tracer.concrete(self.node)
-        if isinstance(value, torch.Tensor):
-            raise TypeError("'len' of a traced tensor")  # list() goes on without it
-        return len(value)
-
-    def __int__(self) -> int:
-        return int(self.tracer.number(self.node, int))
-
-    def __float__(self) -> float:
-        return float(self.tracer.number(self.node, float))
-
-    def __index__(self) -> int:
-        """Rank of a tensor, as in ``range(1, weight.ndim)``: the same at any width."""
-        if self.tracer._origins(self.node):
-            raise TypeError("a traced value can't be interpreted as an integer")
-        return int(self.tracer.concrete(self.node))
-
-    def __getattr__(self, name: str) -> _Attribute:
-        return _Attribute(self, name)
-
-    @property
-    def data(self) -> _Attribute:
-        """A tensor's data, which no graph can replace."""
-        return _Attribute(self, "data")
-
-    @data.setter
-    def data(self, value: Any) -> None:
-        raise TypeError("a traced tensor is given other data")
-
-
-class _Attribute(_Proxy, fx.proxy.Attribute):
-    """An attribute of a traced value, such as its shape, or a method."""
 
 
 class Tracer(Recorder):
@@ -222,7 +170,7 @@ class Tracer(Recorder):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node."""
-        return _Proxy(node, self)
+        return Proxy(node, self)
 
     def _forget_after(self, last: fx.Node | None) -> None:
         for node in reversed(list(self.graph.nodes)):
@@ -378,7 +326,7 @@ def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = F
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad(), taken_for_tensors((_Proxy, _Attribute)), read_anew():
+    with torch.no_grad(), taken_for_tensors((Proxy, Attribute)), read_anew():
         graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from .attributes import ATTRIBUTES
@@ -37,6 +38,7 @@ __all__ = [
     "divides",
     "evaluate",
     "expression",
+    "is_position",
     "text",
     "tracked_attributes",
 ]
@@ -153,8 +155,15 @@ def text(expr: Expr) -> str:
 
 
 def expression(value: int) -> Expr:
-    """How ``value`` was computed (a plain int: by itself)."""
-    return value.expr if isinstance(value, TrackedInt) else value
+    """How ``value`` was computed (a plain int, or what a tensor holds: by itself)."""
+    return value.expr if isinstance(value, TrackedInt) else int(value)
+
+
+def is_position(value: Any) -> bool:
+    """Whether code may index by a value as by an int; what a tensor holds follows no width."""
+    if isinstance(value, torch.Tensor):
+        return not (value.ndim or value.is_floating_point())
+    return isinstance(value, int)
 
 
 class TrackedInt(int):

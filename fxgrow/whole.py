@@ -93,6 +93,7 @@ def watching(
             yield
         finally:
             state.equations += witness.equations
+            state.blanks.update(witness.blanks)
             state.witness = None
 
 

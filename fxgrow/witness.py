@@ -21,13 +21,14 @@ from .labels import Where
 from .locator import Locator
 from .planes import Plane
 from .propagate import LABELS_KEY, Noted
-from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression
+from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression, is_position
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import nn
 
+    from .blanks import Made, Site
     from .propagate import Propagation
 
 __all__ = ["Equation", "Witness"]
@@ -49,6 +50,7 @@ class Witness(TorchFunctionMode):
         self.state = state
         self.locate = Locator(root)
         self.equations: list[Equation] = []
+        self.blanks: dict[Site, Made] = {}
         self.inside = 0
         self._muted = 0
 
@@ -110,19 +112,22 @@ class Witness(TorchFunctionMode):
         if name in MAKERS:
             self._blank(name, args, kwargs, out)
         handler = TABLE.get(name)
-        called = _in_front(name, args, kwargs)
-        pairs = [] if handler is None else handler(self, *called, before or out)
-        for given, wanted in pairs if handler is not None else _kept((args, kwargs)):
+        pairs = _kept((args, kwargs))
+        if handler is not None:
+            pairs = handler(self, *_in_front(name, args, kwargs), before or out)
+        for given, wanted in pairs:
             self.tell(given, wanted, name)
         return out
 
     def _blank(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> None:
         """Label zeros and their like along the sizes that the code holds."""
         given = _made(args[name.startswith("new_") :], kwargs)
-        dims = tuple(d for d, size in enumerate(given) if isinstance(size, TrackedInt) and size > 1)
-        if dims and out.is_floating_point() and len(given) == out.ndim:
+        fits = out.is_floating_point() and len(given) == out.ndim
+        sizes = enumerate(given if fits else ())
+        dims = tuple(d for d, size in sizes if isinstance(size, TrackedInt) and size > 1)
+        if dims:
             label_blank(self.state, out, dims)
-            self.state.blanks[site_of(name, self.locate())] = dims
+        self.blanks.setdefault(site_of(name, self.locate()), []).append(dims)
 
     def _sizes(self, tensor: torch.Tensor, out: Any, args: Any, kwargs: Any) -> Any:
         """Shape whose labelled dimensions are tracked."""
@@ -227,11 +232,8 @@ def _create(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _made(args: Any, kwargs: Any) -> list[Any]:
     """Sizes that a function is given to make a tensor of."""
-    return _flat(args[:1] if _nested(args) else args) or list(kwargs.get("size", ()))
-
-
-def _nested(args: Any) -> bool:
-    return bool(args) and isinstance(args[0], (tuple, list))
+    nested = bool(args) and isinstance(args[0], (tuple, list))
+    return _flat(args[:1] if nested else args) or list(kwargs.get("size", ()))
 
 
 def _create_like(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -264,7 +266,7 @@ def _chunk(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 def _place(witness: Witness, noted: Noted, dim: int, given: Any) -> Pairs:
     """Place a position or bound of dimension ``dim``; negative ones count from its end."""
     size = int(noted.shape[dim])
-    value = int.__int__(given)
+    value = int(given)
     if not -size <= value <= size:
         return []
     expr, labelled = expression(given), _labelled(noted, dim)
@@ -289,7 +291,7 @@ def _index(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
             return _kept(args[1])  # takes several dimensions, or none
         bounds = (item.start, item.stop) if isinstance(item, slice) else (item,)
         for bound in bounds:
-            if isinstance(bound, int):
+            if is_position(bound):
                 pairs += _place(witness, source, dim, bound)
         dim += 1
     return pairs
@@ -300,15 +302,15 @@ def _narrow(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
         return _kept((args, kwargs))
     source = witness.note(args[0])
     dim = int(args[1]) % len(source.shape)
-    length = [(expression(args[3]), witness.dim(out, dim))]
-    return _place(witness, source, dim, args[2]) + length if isinstance(args[2], int) else length
+    length = (expression(args[3]), witness.dim(out, dim))
+    return [*_place(witness, source, dim, args[2]), length]
 
 
 def _select(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     if len(args) < 3:
         return _kept((args, kwargs))
-    source = witness.note(args[0])
-    return _place(witness, source, int(args[1]) % len(source.shape), args[2])
+    noted = witness.note(args[0])
+    return _place(witness, noted, int(args[1]) % len(noted.shape), args[2])
 
 
 def _conv(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -321,8 +323,7 @@ def _conv(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 
 def _conv_transpose(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
-    groups = args[6] if len(args) > 6 else kwargs.get("groups", 1)
-    return _whole_groups(witness, args[0], groups)
+    return _whole_groups(witness, args[0], args[6] if len(args) > 6 else kwargs.get("groups", 1))
 
 
 def _group_norm(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -356,9 +357,9 @@ def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     if not isinstance(times, int) or dim is None:
         return _kept((args, kwargs))
     dim -= out.ndim * (dim >= 0)
-    pairs = _repeated(witness, args[0], dim, times, out)
     size = kwargs.get("output_size")
-    return pairs if size is None else [*pairs, (expression(size), witness.dim(out, dim))]
+    told = [] if size is None else [(expression(size), witness.dim(out, dim))]
+    return _repeated(witness, args[0], dim, times, out) + told
 
 
 def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any) -> Pairs:

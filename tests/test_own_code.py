@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
+from checks import errors
 from torch import nn
 
 import fxgrow
+from fxgrow.trace import trace
 
 EXACT = 1e-10
 
@@ -133,3 +137,136 @@ def test_parts_that_may_return_other_things_are_no_leaves():
     growth = fxgrow.widen(model, x, {"up": 2})
     for other in (x, x * torch.linspace(-9, 1, 9)[:, None]):  # all tokens, and one
         assert torch.allclose(model.eval()(other), growth.module.eval()(other), atol=EXACT)
+
+
+class Counted(nn.Module):
+    """Cuts by numbers that tensors hold."""
+
+    def __init__(self, cut, dim):
+        super().__init__()
+        self.cut, self.dim = cut, dim
+        self.inner, self.up = nn.Linear(4, 5), nn.Linear(4, 6)
+        self.outer, self.down = nn.LazyLinear(2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        count = (x[:, :, 0] > -9).sum(1).max().clamp(max=3)  # three, whatever the tokens are
+        if float(count) < 3:
+            return x
+        kept = self.outer(self.cut(self.inner(x).relu(), self.dim, count))
+        return kept.mean(1) + self.down(self.up(x).relu()).mean(1)
+
+
+def narrowed(x, dim, count):
+    return x.narrow(dim, count - count, count)
+
+
+def selected(x, dim, count):
+    return x.select(dim, count).unsqueeze(dim)
+
+
+def sliced(x, dim, count):
+    return x[:, :count] if dim == 1 else x[..., :count]
+
+
+@pytest.mark.parametrize("cut", [narrowed, selected, sliced])
+@pytest.mark.parametrize(("dim", "grow"), [(1, {"inner", "up"}), (2, {"up"})])
+def test_positions_that_tensors_hold_do_not_follow_the_width(cut, dim, grow):
+    torch.manual_seed(0)
+    model, x = Counted(cut, dim).double(), torch.randn(2, 7, 4, dtype=torch.float64)
+    model(x)
+    inspection = fxgrow.inspect(model, x)
+    assert {g.name for g in inspection.groups} == grow
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, x, {group.name: 2})
+        assert max(errors(model, growth.module, x)) <= EXACT
+
+
+class Shifted(nn.Module):
+    """One method makes blanks for several tensors: scores of heads, and a mask for all heads."""
+
+    def __init__(self, heads=3, size=4, shift=2):
+        super().__init__()
+        self.heads, self.size, self.shift = heads, size, shift
+        self.key, self.value = nn.Linear(4, heads * size), nn.Linear(4, heads * size)
+        self.out, self.up, self.down = nn.Linear(heads * size, 2), nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def later(self, x):
+        batch, heads, tokens = x.shape
+        blank = x.new_zeros((batch * heads, tokens + self.shift))
+        blank[:, self.shift :] = x.flatten(0, 1)
+        return blank[:, :tokens].reshape(batch, heads, tokens)
+
+    def forward(self, x):
+        if float(x.sum()) > 1e9:
+            return x
+        key, value = (
+            part(x).view(*x.shape[:2], self.heads, self.size).transpose(1, 2)
+            for part in (self.key, self.value)
+        )
+        mask = torch.ones(len(x), 1, x.shape[1], dtype=x.dtype)
+        scores = self.later(key.square().sum(-1)) + self.later(mask)
+        mixed = scores.softmax(-1)[:, :, None] @ value
+        return self.out(mixed.flatten(1)) + self.down(self.up(x).relu()).mean(1)
+
+
+def test_blanks_of_one_place_for_several_tensors():
+    torch.manual_seed(0)
+    model, x = Shifted().double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    assert [(g.name, g.width) for g in inspection.groups] == [("key", 3), ("up", 6)]
+    for group in inspection.groups:
+        growth = fxgrow.widen(model, x, {group.name: 2})
+        assert max(errors(model, growth.module, x)) <= EXACT
+
+
+class Told(NamedTuple):
+    out: torch.Tensor
+    state: tuple[torch.Tensor, None] | None
+
+
+class Recurrence(nn.Module):
+    """A loop over tokens, which is no graph; there may be no state."""
+
+    def __init__(self, state):
+        super().__init__()
+        self.state, self.up, self.down = state, nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        kept, out = torch.zeros_like(x[:, 0]), []
+        for i in range(int(x.new_tensor(x.shape[1]))):
+            kept = kept * 0.5 + self.down(self.up(x[:, i]).relu())
+            out.append(kept)
+        return Told(torch.stack(out, 1), (kept, None) if self.state else None)
+
+
+class Stateful(nn.Module):
+    """Goes on with a state where there is one."""
+
+    def __init__(self, read, *, state):
+        super().__init__()
+        self.read, self.loop = read, Recurrence(state)
+        self.up, self.down = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        x, state = self.read(self.loop(x))
+        if state is not None:
+            x = x + state[0][:, None]
+            if state[1] is not None:
+                x = x * state[1]
+        return self.down(self.up(x).relu())
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize(
+    "read",
+    [lambda told: told, lambda told: (told[0], told[1]), lambda told: (told.out, told.state)],
+)
+def test_what_a_leaf_leaves_out_is_none_to_the_code(read, state):
+    torch.manual_seed(0)
+    model, x = Stateful(read, state=state).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    assert not trace(model, x).obstacle
+    growth = fxgrow.widen(model, x, {"up": 2, "loop.up": 3})
+    assert max(errors(model, growth.module, x)) <= EXACT
+    growth.module.loop.state = not state
+    with pytest.raises((RuntimeError, TypeError), match="another path" if not state else "None"):
+        growth.module(x)
