@@ -149,10 +149,11 @@ class Wrapped:
     def _answered(self, question: Callable[..., bool]) -> Callable[..., bool]:
         """Let a traced value be what it stands for, besides what it is."""
 
-        def answer(value: Any, *kinds: Any) -> bool:
-            if question(value, *kinds):
+        def answer(value: Any, *kinds: Any, **named: Any) -> bool:
+            if question(value, *kinds, **named):
                 return True
-            return isinstance(value, fx.Proxy) and question(self.concrete(value.node), *kinds)
+            traced = isinstance(value, fx.Proxy)
+            return traced and question(self.concrete(value.node), *kinds, **named)
 
         return answer
 

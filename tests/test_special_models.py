@@ -12,6 +12,7 @@ from collections import Counter
 
 import networks_special as special
 import pytest
+import test_asked_types
 import test_einops
 import test_heads
 import test_jointly
@@ -20,11 +21,14 @@ import test_own_code
 import test_peaks
 import test_positions
 import test_recurrent
+import test_repeats
 import test_rules
+import test_seams
 import test_silent_mistakes
 import test_standard
 import test_streams
 import test_tables
+import test_untraceable
 import test_user_rules
 import torch
 from checks import backward, difference, doubled, errors, outputs, run, step, untrained
@@ -430,6 +434,10 @@ def test_every_line_of_the_table_names_a_test():
         "code": test_own_code,
         "streams": test_streams,
         "mistakes": test_silent_mistakes,
+        "types": test_asked_types,
+        "seams": test_seams,
+        "repeats": test_repeats,
+        "untraced": test_untraceable,
     }
     for line in lines:
         home, test, case = re.search(
