@@ -123,7 +123,7 @@ def _times(site: Site, times: Any, dim: int) -> Any:
     dim -= len(noted.shape) - len(source.shape)
     old = noted.shape[dim - len(source.shape)]
     if dim >= 0:
-        own = site.sizes.shape(source)[dim]
+        own = site.operand().shape[dim]
         old //= max(source.shape[dim], 1)
     return times if not own or new % own else site.size(times, old, new // own)
 
