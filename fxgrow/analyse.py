@@ -14,6 +14,7 @@ from torch import fx, nn
 from .errors import DataError, TraceError
 from .execute import Executor
 from .inner import freeze_inner
+from .kept import kept
 from .patterns import is_pattern
 from .placing import settle as settle_placements
 from .plain import eagerly, modes_kept
@@ -369,11 +370,13 @@ def propagate(
     The run is written into ``record``; ``second`` knows an earlier one.
     """
     root = traced.root
-    versions = [(p, p._version) for p in parameters(root)]
+    own = parameters(root)
+    versions = [p._version for p in own]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     executor.record, executor.second = record, second
     try:
         with (
+            kept(own) as state.keeper,
             modes_kept(root, training=mode == "train"),
             no_fast_path(),
             eagerly(root),
@@ -385,8 +388,8 @@ def propagate(
             executor.run(graph.nodes)
     finally:
         executor.values.clear()
-        state.run = None
-    if any(p._version != version for p, version in versions):
+        state.run = state.keeper = None
+    if [p._version for p in own] != versions:
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "
             "changing it: compute on a copy of the parameter there"
