@@ -14,6 +14,7 @@ from torch import fx, nn
 from .errors import DataError, TraceError
 from .execute import Executor
 from .inner import freeze_inner
+from .kept import kept
 from .patterns import is_pattern
 from .placing import settle as settle_placements
 from .plain import eagerly, modes_kept
@@ -357,8 +358,8 @@ def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
 
 
 def _stamp(param: torch.Tensor) -> tuple[Any, ...]:
-    """Return what changes when a parameter is written into or given other data."""
-    return param._version, param.shape, param.data_ptr() if type(param) is nn.Parameter else 0
+    """Return its type, and what changes when it is written into or given other data."""
+    return param.dtype, param._version, type(param) is nn.Parameter and param.data_ptr()
 
 
 def propagate(
@@ -372,11 +373,12 @@ def propagate(
 ) -> dict[fx.Node, Any]:
     """Run one graph in one mode, of which ``record`` takes notes; return its nodes' planes."""
     root = traced.root
-    before = [(p, p.data, _stamp(p)) for p in parameters(root)]
+    before = [(p, _stamp(p)) for p in parameters(root)]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     executor.record, executor.second = record, second
     try:
         with (
+            kept(parameters(root)) as state.keeper,
             modes_kept(root, training=mode == "train"),
             no_fast_path(),
             eagerly(root),
@@ -386,12 +388,10 @@ def propagate(
             watching(executor.modules, graph, state, hides_sizes),
         ):
             executor.run(graph.nodes)
+            written = any(_stamp(p) != stamp for p, stamp in before if p.dtype == stamp[0])
     finally:
         executor.values.clear()
-        state.run = None
-    written = [(p, data) for p, data, stamp in before if _stamp(p) != stamp]
-    for p, data in written:
-        p.data = data  # at least those that were given others
+        state.run = state.keeper = None
     if written:
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "

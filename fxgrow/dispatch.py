@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from .kept import Keeper
 
 __all__ = ["EagerMode", "ShapeMode"]
 
@@ -25,6 +28,7 @@ class ShapeMode(EagerMode):
     """
 
     by_values = False
+    keeper: Keeper | None = None  # of the parameters of what is traced
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         from .rules import SHORTCUTS
@@ -34,6 +38,8 @@ class ShapeMode(EagerMode):
                 index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1]
             )
             self.by_values = self.by_values or not of_integers
+        if self.keeper is not None and func._schema.is_mutable:
+            self.keeper.before_write(args, kwargs or {})
         skip = SHORTCUTS.get(func.overloadpacket)
         out = skip(args, kwargs or {}) if skip is not None else NotImplemented
         return func(*args, **(kwargs or {})) if out is NotImplemented else out

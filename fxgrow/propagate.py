@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .blanks import Made, Site
     from .inner import Joined
+    from .kept import Keeper
     from .placing import Placement
     from .witness import Equation, Witness
 
@@ -109,6 +110,7 @@ class Propagation:
     run: Any = None  # what runs the graph
     equations: list[Equation] = field(default_factory=list)
     witness: Witness | None = None
+    keeper: Keeper | None = None  # of the parameters of what runs
     _own: dict[Axis, Plane] = field(default_factory=dict)  # of axes, as parameters have them
     _starts: list[int] = field(default_factory=list)
     written: list[tuple[torch.Tensor, Value]] | None = None  # labels that are kept, if any
@@ -282,6 +284,10 @@ class LabelMode(EagerMode):
         """Compute one ATen call, as far as needed, and label what comes out."""
         state = self.state
         op = self._ops.get(id(func)) or self._op(func)
+        if op.mutable and state.keeper is not None:
+            known = getattr(args[0], LABELS_KEY, None) if args else None
+            if kwargs or known is None or not known.live:
+                state.keeper.before_write(args, kwargs)
         if state.paused or (state.resized and op.packet in self.rules.BLANKS):
             out = func(*args, **kwargs)
             return out if state.paused else self.rules.blank(state, out)

@@ -20,6 +20,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from .recompute import KEY, Region, Regions, is_entry
 from .taps import Wrapped, constants, flagged, tapped, wrapping
+from .tracked import is_position
 from .walks import named_modules, tensor_names
 
 if TYPE_CHECKING:
@@ -148,11 +149,19 @@ class Recorder(fx.Tracer):
             return a.node
         if kind is dict and not a:
             return {}
+        if kind is slice:
+            return slice(*(self.create_arg(self._bound(b)) for b in (a.start, a.stop, a.step)))
         if kind is nn.Parameter or kind is torch.Tensor:
             name = self._name_of(a)
             if name is not None:
                 return self.create_node("get_attr", name, (), {})
         return super().create_arg(a)
+
+    def _bound(self, value: Any) -> Any:
+        """Bound of a slice; one that a tensor of the code holds is a number like any other."""
+        if type(value) is not torch.Tensor or not is_position(value):
+            return value
+        return int(value) if self._name_of(value) is None else value
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Attribute access of modules: parameters become graph nodes while tracing."""

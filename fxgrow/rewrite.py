@@ -18,6 +18,7 @@ from .errors import FxgrowError, UnsupportedError
 from .execute import Executor
 from .inner import join_again, widened_units
 from .ir import Rewritten
+from .kept import kept
 from .layout import Layout, lay_out
 from .locator import Locator
 from .makeup import changes, factor_of, insert_factor, scale_numbers, scale_standard
@@ -36,7 +37,7 @@ from .solve import apply_sizes
 from .tables import add_constants, register_tables
 from .trace import no_fast_path
 from .unused import drop_unused
-from .walks import tensor_names
+from .walks import parameters, tensor_names
 from .whole import tidy, untouched
 from .widths import Sizes
 
@@ -371,6 +372,7 @@ def _patch_and_check(analysis: Analysis, layout: Layout, widened: _Widened, plac
                 continue
             run = _Widener(widened, analysis, placer, state)
             with (
+                kept(parameters(root)) as state.keeper,
                 modes_kept(root, training=mode == "train"),
                 no_fast_path(),
                 eagerly(root),

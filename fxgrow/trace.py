@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from .errors import InputError, TraceError
+from .kept import Keeper
 from .module import GrownModule
 from .plain import duplicate, eagerly, set_mode
 from .rules.own import Declaration, Rules
@@ -203,6 +204,7 @@ def _untraced(root: nn.Module, inputs: Inputs, why: str, rules: Rules) -> Traced
 def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
     parts = modules(root)
     modes = [module.training for module in parts]
+    keeper = Keeper(parameters(root))
     graphs = {}
     try:
         for mode in ("eval", "train"):
@@ -210,7 +212,7 @@ def _graphs(root: nn.Module, inputs: Inputs, own: Rules) -> dict[str, fx.Graph]:
             for module in parts:
                 module.__dict__["training"] = flag
             with no_fast_path(), eagerly(root):
-                graphs[mode] = graph_of(root, inputs, own)
+                graphs[mode] = graph_of(root, inputs, own, keeper)
             if not flag.read:  # nobody asked: both modes are alike
                 graphs["train"] = graphs["eval"]
                 break

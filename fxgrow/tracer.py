@@ -21,6 +21,7 @@ from torch.nn.utils import rnn
 
 from .compose import DECOMPOSITIONS, MODULE_DECOMPOSITIONS
 from .errors import TraceError
+from .kept import Keeper
 from .patterns import layer_as_function, pattern_functions, read_anew, taken_for_tensors
 from .proxies import Attribute, Proxy
 from .recorder import Flag, Recorder, gives_parameter, is_user_function
@@ -73,6 +74,7 @@ class Tracer(Recorder):
         self._executor: Executor | None = None
         self._busy = False
         self._parameters: dict[str, Any] = {}
+        self.keeper: Keeper | None = None
 
     # -- what is opened ---------------------------------------------------------
 
@@ -261,6 +263,7 @@ class Tracer(Recorder):
         self._busy = True
         try:
             with ShapeMode() as mode:  # type: ignore[no-untyped-call]  # torch does not annotate it
+                mode.keeper = self.keeper
                 for one in sorted(needed, key=self.numbers.__getitem__):
                     mode.by_values = not self._by_values.isdisjoint(one.all_input_nodes)
                     self._executor.run([one])
@@ -298,8 +301,8 @@ def guard(value: Any, expected: float) -> None:
 fx.node._side_effectful_functions.update({guard, operator.setitem})
 
 
-def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
-    """Trace ``root`` in the mode it is in.
+def graph_of(root: nn.Module, inputs: Inputs, rules: Rules, keeper: Keeper) -> fx.Graph:
+    """Trace ``root`` in the mode it is in; ``keeper`` restores its parameters.
 
     Raises
     ------
@@ -308,9 +311,9 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
     """
     try:
         try:
-            graph = _attempt(root, inputs, rules)
+            graph = _attempt(root, inputs, rules, keeper)
         except _REFUSALS:
-            graph = _attempt(root, inputs, rules, buffers=True)
+            graph = _attempt(root, inputs, rules, keeper, buffers=True)
     except _REFUSALS as error:
         raise TraceError(
             f"no graph of {type(root).__name__} could be traced: {type(error).__name__}: {error}"
@@ -322,12 +325,20 @@ def graph_of(root: nn.Module, inputs: Inputs, rules: Rules) -> fx.Graph:
 Recorder.last = graph_of.__code__
 
 
-def _attempt(root: nn.Module, inputs: Inputs, rules: Rules, *, buffers: bool = False) -> fx.Graph:
+def _attempt(
+    root: nn.Module, inputs: Inputs, rules: Rules, keeper: Keeper, *, buffers: bool = False
+) -> fx.Graph:
     """Trace once; ``buffers`` records what is done with them, e.g. cutting to the input's size."""
     tracer = Tracer(inputs, rules)
     tracer.proxy_buffer_attributes = buffers
-    with torch.no_grad(), taken_for_tensors((Proxy, Attribute)), read_anew():
-        graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    tracer.keeper = keeper
+    try:
+        with torch.no_grad(), taken_for_tensors((Proxy, Attribute)), read_anew():
+            graph = tracer.trace(root, concrete_args=_defaults(root, inputs))
+    finally:
+        converted = keeper.restore()
+    if converted:  # in the graph it would not be
+        raise fx.proxy.TraceError("the code converts its own parameters as it runs")
     for node in graph.nodes:
         if node.op == "call_function" and node.target in tracer.whole:
             # A graph's code would call fx.wrap on what it imports, for good.

@@ -154,9 +154,14 @@ def text(expr: Expr) -> str:
     return f"shape[{expr.dim}]" if isinstance(expr, Dim) else str(expr.index)
 
 
-def expression(value: int) -> Expr:
-    """How ``value`` was computed (a plain int, or what a tensor holds: by itself)."""
-    return value.expr if isinstance(value, TrackedInt) else int(value)
+HELD = "_fxgrow_sizes"
+"""Attribute of tensors made of sizes, see :mod:`fxgrow.held`."""
+
+
+def expression(value: Any) -> Expr:
+    """How ``value``, an int or a tensor of one, was computed (a plain int: by itself)."""
+    known = value if isinstance(value, int) else getattr(value, HELD, None)
+    return known.expr if isinstance(known, TrackedInt) else int(value)
 
 
 def is_position(value: Any) -> bool:

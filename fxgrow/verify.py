@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 from .casts import Exact
 from .errors import VerificationError
 from .ir import Verification
+from .kept import Keeping, kept
 from .plain import duplicate, eagerly, plain
+from .walks import parameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,7 +184,7 @@ def _run(twin: nn.Module, example: Any, *, training: bool, wide: bool) -> Any:
     args, kwargs = _arguments(example)
     if wide:
         args, kwargs = map_aggregate((args, kwargs), _wider)
-    with _NoDropout():
+    with kept(parameters(twin)) as keeper, Keeping(keeper), _NoDropout():
         return twin(*args, **kwargs)
 
 

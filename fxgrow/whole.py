@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from .held import makers_seen
 from .patterns import read_anew
 from .propagate import LABELS_KEY
 from .rules.recurrent import is_recurrent
@@ -88,7 +89,7 @@ def watching(
     state.computed = True
     root = modules[""]
     witness = state.witness = Witness(state, root)
-    with tracked_attributes(root, leaves, witness.tell), read_anew():
+    with tracked_attributes(root, leaves, witness.tell), read_anew(), makers_seen():
         try:
             yield
         finally:

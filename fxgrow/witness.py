@@ -17,6 +17,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .blanks import MAKERS, label_blank, site_of
+from .given import flat, in_front, made, pinned
+from .held import hold, kept_numbers, take
 from .labels import Where
 from .locator import Locator
 from .planes import Plane
@@ -24,7 +26,7 @@ from .propagate import LABELS_KEY, Noted
 from .tracked import Bound, Dim, Expr, Operation, TrackedInt, expression, is_position
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from torch import nn
 
@@ -103,7 +105,10 @@ class Witness(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         target = args[0] if args and name in _IN_PLACE else None
         before = self.note(target) if isinstance(target, torch.Tensor) else None
+        for given, wanted in kept_numbers(name, args, kwargs):
+            self.tell(given, wanted, name)
         out = func(*args, **kwargs)
+        out = take(name, args, out)
         if name in _OPAQUE:
             for tensor in args[:3]:
                 self.state.freeze(self.state.planes(tensor), "opaque", name)
@@ -112,19 +117,18 @@ class Witness(TorchFunctionMode):
         if name in MAKERS:
             self._blank(name, args, kwargs, out)
         handler = TABLE.get(name)
-        pairs = _kept((args, kwargs))
-        if handler is not None:
-            pairs = handler(self, *_in_front(name, args, kwargs), before or out)
-        for given, wanted in pairs:
+        called = in_front(name, args, kwargs)
+        pairs = [] if handler is None else handler(self, *called, before or out)
+        for given, wanted in pairs if handler is not None else pinned((args, kwargs)):
             self.tell(given, wanted, name)
         return out
 
     def _blank(self, name: str, args: Any, kwargs: Any, out: torch.Tensor) -> None:
         """Label zeros and their like along the sizes that the code holds."""
-        given = _made(args[name.startswith("new_") :], kwargs)
-        fits = out.is_floating_point() and len(given) == out.ndim
-        sizes = enumerate(given if fits else ())
-        dims = tuple(d for d, size in sizes if isinstance(size, TrackedInt) and size > 1)
+        given = made(args[name.startswith("new_") :], kwargs)
+        dims = tuple(d for d, size in enumerate(given) if isinstance(size, TrackedInt) and size > 1)
+        if not (out.is_floating_point() and len(given) == out.ndim):
+            dims = ()
         if dims:
             label_blank(self.state, out, dims)
         self.blanks.setdefault(site_of(name, self.locate()), []).append(dims)
@@ -181,32 +185,6 @@ _SHAPE: Any = torch.Tensor.shape.__get__  # type: ignore[attr-defined]  # a desc
 _IN_PLACE = {"__setitem__"}
 # Functions of torch with sizes inside, which are not seen one by one.
 _OPAQUE = {"multi_head_attention_forward"}
-# Names of tensors, where they are not ("input",).
-_ORDER = {
-    "split": ("tensor",),
-    **{f"conv{t}{n}d": ("input", "weight") for t in ("", "_transpose") for n in (1, 2, 3)},
-}
-
-
-def _ints(value: Any) -> Iterator[int]:
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _ints(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _ints(item)
-
-
-def _kept(value: Any) -> Pairs:
-    """Tracked ints that a function without an entry is given must stay as they are."""
-    return [(v.expr, int.__int__(v)) for v in _ints(value) if isinstance(v, TrackedInt)]
-
-
-def _flat(args: Iterable[Any]) -> list[Any]:
-    given = list(args)
-    return list(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
 
 
 def _shaped(witness: Witness, given: list[Any], out: Any, first: int = 0) -> Pairs:
@@ -223,21 +201,19 @@ def _view(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     rest = args[1:] or tuple(kwargs[k] for k in ("shape", "size") if k in kwargs)
     if rest and isinstance(rest[0], torch.dtype):
         return []
-    return _shaped(witness, _flat(rest), out)
+    return _shaped(witness, flat(rest), out)
 
 
 def _create(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
-    return _shaped(witness, _made(args, kwargs), out)
-
-
-def _made(args: Any, kwargs: Any) -> list[Any]:
-    """Sizes that a function is given to make a tensor of."""
-    nested = bool(args) and isinstance(args[0], (tuple, list))
-    return _flat(args[:1] if nested else args) or list(kwargs.get("size", ()))
+    return _shaped(witness, made(args, kwargs), out)
 
 
 def _create_like(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     return _create(witness, args[1:], kwargs, out)
+
+
+def _tensor(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
+    return pinned(kwargs) if hold(args[0], out) else pinned((args, kwargs))
 
 
 def _unflatten(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -288,7 +264,7 @@ def _index(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
         if item is None:
             continue
         if isinstance(item, bool) or (isinstance(item, torch.Tensor) and item.dtype == torch.bool):
-            return _kept(args[1])  # takes several dimensions, or none
+            return pinned(args[1])  # takes several dimensions, or none
         bounds = (item.start, item.stop) if isinstance(item, slice) else (item,)
         for bound in bounds:
             if is_position(bound):
@@ -299,7 +275,7 @@ def _index(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _narrow(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     if len(args) < 4:
-        return _kept((args, kwargs))
+        return pinned((args, kwargs))
     source = witness.note(args[0])
     dim = int(args[1]) % len(source.shape)
     length = (expression(args[3]), witness.dim(out, dim))
@@ -308,9 +284,9 @@ def _narrow(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _select(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     if len(args) < 3:
-        return _kept((args, kwargs))
-    noted = witness.note(args[0])
-    return _place(witness, noted, int(args[1]) % len(noted.shape), args[2])
+        return pinned((args, kwargs))
+    source = witness.note(args[0])
+    return _place(witness, source, int(args[1]) % len(source.shape), args[2])
 
 
 def _conv(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
@@ -345,7 +321,7 @@ def _layer_norm(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _repeat(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     """Say how long the results are: repeats of what grows repeat new units, too."""
-    given, pairs = _flat(args[1:]), _kept(kwargs)
+    given, pairs = flat(args[1:]), pinned(kwargs)
     for dim, times in enumerate(given, start=out.ndim - len(given)):
         pairs += _repeated(witness, args[0], dim - out.ndim, times, out)
     return pairs
@@ -355,7 +331,7 @@ def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
     times = args[1] if len(args) > 1 else kwargs.get("repeats")
     dim = args[2] if len(args) > 2 else kwargs.get("dim")
     if not isinstance(times, int) or dim is None:
-        return _kept((args, kwargs))
+        return pinned((args, kwargs))
     dim -= out.ndim * (dim >= 0)
     size = kwargs.get("output_size")
     told = [] if size is None else [(expression(size), witness.dim(out, dim))]
@@ -369,14 +345,6 @@ def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any)
     return [(size, witness.dim(out, dim))]
 
 
-def _in_front(name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Put tensors that were given by name where handlers look for them: in front."""
-    order = _ORDER.get(name, ("input",))[len(args) :]
-    found = [key for key in order if key in kwargs]
-    rest = {key: value for key, value in kwargs.items() if key not in found}
-    return (*args, *(kwargs[key] for key in found)), rest
-
-
 def _names(handler: Any, names: str) -> dict[str, Any]:
     return dict.fromkeys(names.split(), handler)
 
@@ -385,6 +353,7 @@ TABLE: dict[str, Any] = {
     **_names(_view, "view reshape expand broadcast_to"),
     **_names(_create, "zeros ones empty rand randn full"),
     **_names(_create_like, "new_zeros new_ones new_empty new_full"),
+    **_names(_tensor, "tensor as_tensor"),
     **_names(_unflatten, "unflatten"),
     **_names(_split, "split split_with_sizes"),
     **_names(_chunk, "chunk"),

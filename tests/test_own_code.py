@@ -270,3 +270,56 @@ def test_what_a_leaf_leaves_out_is_none_to_the_code(read, state):
     growth.module.loop.state = not state
     with pytest.raises((RuntimeError, TypeError), match="another path" if not state else "None"):
         growth.module(x)
+
+
+class Gated(nn.Module):
+    """The blocks of WaveNet: halves are cut by a number that a tensor holds."""
+
+    def __init__(self, make, use, width=6, *, graph=False):
+        super().__init__()
+        self.make, self.use, self.width, self.graph = make, use, width, graph
+        self.into, self.both = nn.Linear(4, width), nn.Linear(width, 2 * width)
+        self.out, self.again = nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x):
+        if not self.graph and float(x.sum()) > 1e9:
+            return x
+        count = self.use(self.make(self.width))
+        x = self.into(x)
+        both = self.both(x)
+        x = x + self.out(both[..., :count].tanh() * both[..., count:].sigmoid())
+        return self.again(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda n: torch.IntTensor([n])[0], torch.tensor, lambda n: torch.tensor(data=[2, n])[1]],
+)
+@pytest.mark.parametrize("use", [lambda n: n, lambda n: n.item()])
+@pytest.mark.parametrize("graph", [False, True])
+def test_tensors_that_hold_sizes_of_the_code(make, use, graph):
+    torch.manual_seed(0)
+    model, x = Gated(make, use, graph=graph).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    inspection = fxgrow.inspect(model, x)
+    assert bool(inspection.analysis.traced.obstacle) is not graph
+    assert [(g.name, g.width) for g in inspection.groups] == [("into", 6), ("both", 6)]
+    growth = fxgrow.widen(model, x, {"into": 2})
+    assert graph or growth.module.width == 6
+    growth = fxgrow.widen(model, x, {"both": 3})
+    assert graph or growth.module.width == 9
+    assert max(errors(model, growth.module, x)) <= EXACT
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(lambda n: n.clone(), lambda n: n + 0, lambda n: n.add_(0), int),
+        *(lambda n: len(range(n)), lambda n: int(n.numpy()), lambda n: n.tolist()),
+    ],
+)
+def test_numbers_that_are_computed_of_held_sizes_stay(use):
+    torch.manual_seed(0)
+    model = Gated(torch.tensor, use).double()
+    inspection = fxgrow.inspect(model, torch.randn(2, 5, 4, dtype=torch.float64))
+    assert [g.name for g in inspection.groups] == ["into"]
+    assert "hidden_size" in {g.reason.code for g in inspection.frozen}

@@ -37,6 +37,7 @@ NUMBERS = (
     (r"(mamba_)?chunk_size|sliding_window|attention_window|window_size|num_buckets", 8),
     (r"(state_size|mamba_d_state|ssm_state_size|mamba_n_heads|mamba_d_head)", 8),
     (r"num_mel_bins|num_queries", 16),
+    (r"upsample_initial_channel", 32),  # of a vocoder, which makes hundreds of samples a token
 )
 # What follows from the rest, and is left to the configuration.
 LEFT_OUT = re.compile(
