@@ -35,11 +35,10 @@ Written by `python benchmarks/architectures.py` from `benchmarks/results/archite
 not edit. transformers {version}.
 
 Every architecture that transformers has gets a small configuration and inputs by the names of its
-sizes and arguments, without anybody's help; of the {all} architectures that were tried (in the
-order of their names) {built} take what they get: the others want arguments of their own, or sizes
-that fit each other in ways of their own. These are checked as in [coverage](coverage.md): all
-groups at once and three alone, in float64, in eval and train mode, and whether all that is new
-trains.
+sizes and arguments, without anybody's help; of the {all} architectures that were tried {built}
+take what they get: the others want arguments of their own, or sizes that fit each other in ways of
+their own. These are checked as in [coverage](coverage.md): all groups at once and three alone, in
+float64, in eval and train mode, and whether all that is new trains.
 
 **{right} of {built} right, {wrong} wrong; median coverage {median}.**
 

@@ -357,11 +357,6 @@ def _analyse(traced: Traced, outer: Mapping[Axis, Labels] | None) -> Analysis:
     return Analysis(traced, state, planes)
 
 
-def _stamp(param: torch.Tensor) -> tuple[Any, ...]:
-    """Return its type, and what changes when it is written into or given other data."""
-    return param.dtype, param._version, type(param) is nn.Parameter and param.data_ptr()
-
-
 def propagate(
     traced: Traced,
     mode: str,
@@ -373,12 +368,13 @@ def propagate(
 ) -> dict[fx.Node, Any]:
     """Run one graph in one mode, of which ``record`` takes notes; return its nodes' planes."""
     root = traced.root
-    before = [(p, _stamp(p)) for p in parameters(root)]
+    own = parameters(root)
+    versions = [p._version for p in own]
     executor = LabelExecutor(root, traced.inputs, state, traced.rules)
     executor.record, executor.second = record, second
     try:
         with (
-            kept(parameters(root)) as state.keeper,
+            kept(own) as keeper,
             modes_kept(root, training=mode == "train"),
             no_fast_path(),
             eagerly(root),
@@ -387,12 +383,12 @@ def propagate(
             executor.mode,
             watching(executor.modules, graph, state, hides_sizes),
         ):
+            state.keeper = keeper
             executor.run(graph.nodes)
-            written = any(_stamp(p) != stamp for p, stamp in before if p.dtype == stamp[0])
     finally:
         executor.values.clear()
         state.run = state.keeper = None
-    if written:
+    if keeper.replaced or [p._version for p in own] != versions:
         raise TraceError(
             "the model's forward writes into its own parameters; it can't be analysed without "
             "changing it: compute on a copy of the parameter there"

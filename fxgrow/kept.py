@@ -38,6 +38,7 @@ class Keeper:
         self._kinds = [(p.dtype, p.device) for p in self._own]
         self._storages: set[int] | None = None
         self._before: dict[int, tuple[Any, Any]] = {}
+        self.replaced = False  # whether a parameter was given other data of the same kind
 
     def before_write(self, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Keep what an operation that writes into its first argument (or ``out``) writes over."""
@@ -64,7 +65,9 @@ class Keeper:
                 del parameter.__dict__[LABELS_KEY]
         if not self._converted():
             return False
-        for parameter, data in zip(self._own, self._data, strict=True):
+        for parameter, data, kind in zip(self._own, self._data, self._kinds, strict=True):
+            if (parameter.dtype, parameter.device) == kind and not parameter.is_meta:
+                self.replaced = self.replaced or not parameter.is_set_to(data)
             parameter.data = data
         return True
 

@@ -340,8 +340,9 @@ def _interleave(witness: Witness, args: Any, kwargs: Any, out: Any) -> Pairs:
 
 def _repeated(witness: Witness, x: torch.Tensor, dim: int, times: int, out: Any) -> Pairs:
     size = expression(times)
-    if dim >= -x.ndim:  # dimensions are counted from the last one
-        size = Operation(operator.mul, size, witness.dim(x, dim))
+    own = witness.dim(x, dim) if dim >= -x.ndim else 1  # dimensions count from the last one
+    if own != 1:
+        size = Operation(operator.mul, size, own)
     return [(size, witness.dim(out, dim))]
 
 
