@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,10 @@ def freeze_irregular(
     explicit : set of int
         Ids of the nodes of shuffles, which grow as an index.
     """
-    for code, where, units in (*_reshaped(book, roots, frozen_by, explicit), *_across(book, roots)):
+    # One after the other: what is frozen already is not open to the next.
+    for code, where, units in chain(
+        _reshaped(book, roots, frozen_by, explicit), _across(book, roots)
+    ):
         hit = units[frozen_by[units] < 0]
         if len(hit):
             frozen_by[hit] = len(reasons)

@@ -98,7 +98,7 @@ class Recorder(fx.Tracer):
 
     def concrete(self, node: fx.Node) -> Any:
         """Return a value of the type that ``node`` has on the example inputs."""
-        raise NotImplementedError
+        raise NotImplementedError  # the tracer's: what only writes down has no values
 
     # -- nodes -------------------------------------------------------------------
 

@@ -161,7 +161,7 @@ def test_tensors_without_plain_data_are_refused(small, tmp_path, kind):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")  # it is deprecated, and the case is made by it
 def test_torchscript_is_refused(small, tmp_path):
     growth = fxgrow.widen(small, X, {"conv": 1})
     growth.module.add_module("scripted", torch.jit.script(nn.Linear(2, 2)))

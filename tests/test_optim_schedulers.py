@@ -64,7 +64,7 @@ def test_schedules_go_on(name):
     assert scheduler.optimizer is optimizer
 
 
-@pytest.mark.filterwarnings("ignore:The epoch parameter")
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch 2.6 warns of its own call
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_new_groups_follow_the_old_schedule_at_their_own_rate(name):
     model, optimizer, scheduler, _ = setup(name)
